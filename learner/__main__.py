@@ -1,0 +1,67 @@
+"""`python -m learner`: train one run, and serve its experiment and policies to actors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+EXIT_FINISHED = 0
+EXIT_CONFIGURATION = 78
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Where the learner finds its run, its replay and its port."""
+
+    experiment: Path
+    """A resolved experiment (YAML)."""
+    run_directory: Path
+    """The run's folder; a run that has checkpoints goes on from the newest."""
+    replay: str
+    """HOST:PORT of the replay server."""
+    host: str = "127.0.0.1"
+    """Interface to listen on."""
+    port: int = 50051
+    """Port to listen on."""
+
+
+class _StopSignal:
+    """Remembers SIGTERM or SIGINT; the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        if self._asked:
+            os._exit(128 + number)
+        self._asked = True
+
+    def asked(self) -> bool:
+        """Whether the loop should end."""
+        return self._asked
+
+
+def main() -> int:
+    """Run the learner; return its exit code."""
+    import tyro
+
+    from apprentice.logs import configure_logging
+
+    flags = tyro.cli(Flags, prog="python -m learner")
+    configure_logging("learner")
+    stop = _StopSignal()
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    os.environ.setdefault("MUJOCO_GL", "disabled")
+    from learner.starting import start
+
+    return start(
+        flags.experiment, flags.run_directory, flags.replay, flags.host, flags.port, stop.asked
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

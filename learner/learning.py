@@ -1,0 +1,224 @@
+"""What the learner knows and how it learns: segments in, updates owed, updates made. No input or output.
+
+Given the same stream of segments it computes the same parameters, bit for bit, on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from apprentice.config import Experiment
+from apprentice.profiling import Profile
+from apprentice.types import EnvironmentSpec, Metrics, Segment, SegmentId, Transition
+from learner.sac import SAC, Tensors
+from replay.rings import Ring
+
+
+class Counters(NamedTuple):
+    """What has been done since the run began; none of them goes back but `updates`, after a crash."""
+
+    steps: int = 0  # agent steps received, warm-up included
+    updates: int = 0
+    segments: int = 0
+    duplicates: int = 0
+    credit_steps: int = 0  # steps after warm-up, the ones that updates are owed for
+    credit_updates: int = 0  # updates made against them
+
+
+class Learning:
+    """SAC, the rings and the replay ratio of one run."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        specs: Sequence[EnvironmentSpec],
+        device: torch.device,
+        profile: Profile | None = None,
+    ) -> None:
+        self.experiment = experiment
+        self.specs = tuple(specs)
+        self.device = device
+        self.profile = profile or Profile()
+        replay = experiment.replay
+        self.sac = SAC(experiment, specs[0], device, experiment.seed)
+        self.rings = [Ring(spec, replay.capacity, replay.segment_length, device) for spec in specs]
+        self.counters = Counters()
+        self._generator = torch.Generator(device).manual_seed(experiment.seed + 1)
+        self._normalised = not experiment.network.normalise_observations
+
+    @property
+    def warm(self) -> bool:
+        """Whether the warm-up steps have arrived, and policies may be published."""
+        return self.counters.steps >= self.experiment.replay.warmup_steps
+
+    def receive(self, segment: Segment) -> bool:
+        """Take a segment into its task's ring; return False where the ring already had it."""
+        if not self.rings[segment.task].append(segment):
+            self.counters = self.counters._replace(duplicates=self.counters.duplicates + 1)
+            return False
+        self._count(segment.length)
+        return True
+
+    def _count(self, length: int) -> None:
+        before = self.counters
+        steps = before.steps + length
+        credit = max(0, steps - max(before.steps, self.experiment.replay.warmup_steps))
+        self.counters = before._replace(
+            steps=steps,
+            segments=before.segments + 1,
+            credit_steps=before.credit_steps + credit,
+        )
+        if self.warm and not self._normalised:
+            self._fit_normaliser()
+
+    def updates_owed(self) -> int:
+        """Return how many updates the steps received allow now; a large number where both run free."""
+        if not self.warm:
+            return 0
+        ratio = self.experiment.replay.updates_per_step
+        if ratio is None:
+            return 1_000_000
+        allowed = math.floor(self.counters.credit_steps * ratio + 1e-9)
+        return max(0, allowed - self.counters.credit_updates)
+
+    def update(self) -> None:
+        """Draw a batch from the task's ring and make one update."""
+        batch = self._sample()
+        self.profile.lap("batch sampling")
+        self.sac.update(batch, batch.environment_reward)
+        self.profile.lap("update")
+        self.counters = self.counters._replace(
+            updates=self.counters.updates + 1, credit_updates=self.counters.credit_updates + 1
+        )
+
+    def prepare(self) -> None:
+        """Compile the update on a batch like the real ones; no state and no random stream moves."""
+        generator = self._generator.get_state()
+        self.sac.prepare(self._sample())
+        self._generator.set_state(generator)
+
+    def rolled_back(self, counters: Counters, times: int) -> None:
+        """After an earlier state was loaded: keep the counters, halve the step size, draw anew."""
+        self.counters = counters
+        self.sac.num_updates = counters.updates
+        self.sac.rate_factor.fill_(0.5**times)
+        self.sac.reseed(self.experiment.seed + 1000 * times)
+        self._generator.manual_seed(self.experiment.seed + 1000 * times + 1)
+
+    def _sample(self) -> Transition:
+        settings, ring = self.experiment.replay, self.rings[0]
+        size = self.experiment.sac.batch_size
+        if settings.sampling == "transitions":
+            return ring.sample(size, self._generator)
+        length = settings.sampled_length
+        if settings.sampling == "segments":
+            num_pieces = math.ceil(size / length)
+            return _take(ring.sample_segments(num_pieces, length, self._generator), slice(0, size))
+        pieces = ring.sample_segments(math.ceil(2 * size / length), length, self._generator)
+        num_rows = len(pieces.discount)
+        chosen = torch.randperm(num_rows, generator=self._generator, device=self.device)[:size]
+        return _take(pieces, chosen)
+
+    def metrics(self) -> Metrics:
+        """Return SAC's metrics and the replay's: steps, updates, ratio, and what rings hold and refused."""
+        counters = self.counters
+        return {
+            **self.sac.metrics(),
+            "learner/steps": float(counters.steps),
+            "learner/updates": float(counters.updates),
+            "learner/environment_frames": float(
+                counters.steps * self.experiment.environment.action_repeat
+            ),
+            "replay/ratio": counters.credit_updates / max(1, counters.credit_steps),
+            "replay/transitions": float(sum(ring.num_transitions for ring in self.rings)),
+            "replay/duplicate_segments": float(counters.duplicates),
+        }
+
+    def identities(self) -> torch.Tensor:
+        """Return which segments the rings hold, oldest first: [n, 4] of ring and SegmentId."""
+        rows = [
+            torch.cat([torch.full((len(index), 1), number), index], dim=1)
+            for number, ring in enumerate(self.rings)
+            if len(index := ring.index())
+        ]
+        return torch.cat(rows) if rows else torch.zeros((0, 4), dtype=torch.int64)
+
+    def state_tensors(self) -> dict[str, Tensors]:
+        """Return copies of all that an exact continuation needs but the transitions themselves."""
+        groups = self.sac.state_tensors()
+        groups["policy"] = self.sac.policy_tensors()
+        groups["random"]["sampling_generator"] = self._generator.get_state()
+        groups["rings"] = {"identities": self.identities()}
+        return groups
+
+    def load_state(
+        self, groups: Mapping[str, Tensors], counters: Counters, normalised: bool
+    ) -> None:
+        """Continue from `state_tensors` and counters; the rings are filled again by `refill`."""
+        random = dict(groups["random"])
+        sampling = random.pop("sampling_generator")
+        networks = {"networks": groups["networks"], "optimiser": groups["optimiser"]}
+        self.sac.load_state_tensors({**networks, "random": random}, counters.updates)
+        self._generator.set_state(sampling)
+        self.counters = counters
+        self._normalised = normalised
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the observation normaliser has been fitted, or is not wanted."""
+        return self._normalised
+
+    def refill(self, segments: Sequence[Segment], identities: torch.Tensor) -> tuple[int, int]:
+        """Fill empty rings from recovered segments, in the order a checkpoint noted.
+
+        Segments the checkpoint did not know are newer: they are counted as received, so that updates
+        are owed for them. Return how many of the noted segments are missing, and how many were new.
+        """
+        by_id = {(segment.task, *segment.id): segment for segment in segments}
+        known = [tuple(int(value) for value in row) for row in identities.tolist()]
+        missing = 0
+        for key in known:
+            segment = by_id.pop((key[0], _unsigned(key[1]), key[2], key[3]), None)
+            if segment is None:
+                missing += 1
+            else:
+                self.rings[segment.task].append(segment)
+        new = sorted(by_id.values(), key=_order)
+        for segment in new:
+            self.receive(segment)
+        return missing, len(new)
+
+    def _fit_normaliser(self) -> None:
+        """Fit mean and scale to what the first ring holds: the warm-up's observations."""
+        self._normalised = True
+        ring = self.rings[0]
+        if "state" not in self.specs[0].observation:
+            return
+        generator = torch.Generator(self.device).manual_seed(self.experiment.seed + 2)
+        states = ring.sample(max(4096, ring.num_transitions), generator).observation["state"]
+        deviation = states.std(0).clamp_min(1e-2)
+        self.sac.set_normaliser(states.mean(0), 1.0 / deviation)
+
+
+def _take(batch: Transition, rows: torch.Tensor | slice) -> Transition:
+    return Transition(
+        {key: value[rows] for key, value in batch.observation.items()},
+        batch.action[rows],
+        batch.pre_tanh_action[rows],
+        batch.environment_reward[rows],
+        batch.discount[rows],
+        {key: value[rows] for key, value in batch.next_observation.items()},
+    )
+
+
+def _unsigned(value: int) -> int:
+    return value & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def _order(segment: Segment) -> tuple[int, int, int, int]:
+    identity: SegmentId = segment.id
+    return (segment.policy_version, identity.incarnation, identity.episode, identity.first_step)

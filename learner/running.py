@@ -1,0 +1,405 @@
+"""The learner's loop: segments in, updates, policies out; checkpoints and evaluations beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from apprentice.checkpoint import prune_checkpoints, write_checkpoint
+from apprentice.config import Experiment
+from apprentice.metrics import MetricsWriter
+from apprentice.profiling import Profile
+from apprentice.runs import RunFolder, RunStatus
+from apprentice.types import EnvironmentSpec, Segment
+from apprentice.watchdog import Watchdog
+from learner.evaluating import Evaluator
+from learner.learning import Learning
+from learner.reporting import (
+    PolicyLag,
+    Rates,
+    TrainingReturns,
+    ValueAlarm,
+    reached_twice,
+    span_metrics,
+)
+from learner.resuming import Resumed, checkpoint_state, resume
+from learner.saving import CheckpointSaver
+from learner.service import LearnerService
+from replay.reader import FeedReader
+
+log = structlog.get_logger()
+
+EXIT_DIVERGED = 71
+TICK_SECONDS = 0.05
+POLL_SECONDS = 0.1
+EVALUATION_FIRST_SEED = 1_000_000
+
+
+class Diverged(Exception):
+    """Losses stayed non-finite after every allowed return to a checkpoint."""
+
+
+class Runner:
+    """One run of the learner; owns its loop, its periods and its end."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        spec: EnvironmentSpec,
+        folder: RunFolder,
+        learning: Learning,
+        reader: FeedReader,
+        service: LearnerService,
+        metrics: MetricsWriter,
+        profile: Profile,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._experiment = experiment
+        self._spec = spec
+        self._folder = folder
+        self._learning = learning
+        self._reader = reader
+        self._service = service
+        self._metrics = metrics
+        self._profile = profile
+        self._should_stop = should_stop
+        self._evaluator = Evaluator(folder.evaluations, experiment.evaluation.timeout_seconds)
+        self._saver = CheckpointSaver()
+        self._watchdog = Watchdog("learner", experiment.learner.stall_seconds)
+        self._lag, self._returns = PolicyLag(), TrainingReturns()
+        self._rates = Rates(learning.counters)
+        self._alarm = ValueAlarm(experiment)
+        self._policy_version = 0
+        self._published_updates = -1
+        self._evaluation_returns: list[float] = []
+        self._best: tuple[float, str] | None = None
+        self._rollbacks = 0
+        self._state = "starting"
+        self._paused = False
+        self._stop_asked = False
+        self._checkpoint_asked = False
+        self._message = ""
+        self._next_tick = self._next_metrics = self._next_publish = 0.0
+        self._last_metrics: dict[str, float] = {}
+        self._saved_steps = learning.counters.steps
+        self._saved_time = time.monotonic()
+        self._evaluated_steps = 0
+        self._prepared = False
+
+    def restore(self, resumed: Resumed) -> None:
+        """Take over what a checkpoint says of the loop, and fill the rings from replay."""
+        self._policy_version = resumed.policy_version
+        self._evaluation_returns = list(resumed.evaluation_returns)
+        self._rollbacks = resumed.rollbacks
+        self._message = "recovering replay"
+        self._report("waiting")
+        segments = list(self._reader.recover(set()))
+        self._profile.lap("replay loading", sum(segment.length for segment in segments))
+        missing, new = self._learning.refill(segments, resumed.identities)
+        newest = max((segment.policy_version for segment in segments), default=0)
+        self._policy_version = max(self._policy_version, newest)
+        self._saved_steps = self._learning.counters.steps
+        self._evaluated_steps = resumed.manifest.steps
+        self._rates = Rates(self._learning.counters)
+        self._message = f"{missing} segments missing after the restart" if missing else ""
+        log.info("replay recovered", segments=len(segments), missing=missing, new=new)
+        self._metrics.write(
+            self._learning.counters.steps,
+            self._learning.counters.updates,
+            {"replay/missing_segments": float(missing), "replay/new_segments": float(new)},
+        )
+
+    def failed(self, reason: str) -> None:
+        """Say in the run's status that it failed, and why."""
+        self._message = reason
+        self._report("failed")
+
+    def run(self) -> str:
+        """Run until the budget, the target return or a stop; return the final state."""
+        self._watchdog.start()
+        try:
+            return self._run()
+        finally:
+            self._watchdog.stop()
+            self._evaluator.close()
+
+    def _run(self) -> str:
+        learning, settings = self._learning, self._experiment.learner
+        free_running = self._experiment.replay.updates_per_step is None
+        while True:
+            self._watchdog.beat()
+            now = time.monotonic()
+            if now >= self._next_tick:
+                self._next_tick = now + TICK_SECONDS
+                self._tick(now)
+                if self._stop_asked or self._should_stop():
+                    return self._end("stopped")
+            if self._paused:
+                time.sleep(POLL_SECONDS)
+                self._profile.lap("paused")
+                continue
+            owed = learning.updates_owed()
+            spent = learning.counters.steps >= settings.max_steps
+            if spent and (owed == 0 or free_running):
+                return self._end("finished")
+            if reached_twice(self._evaluation_returns, settings.target_return):
+                return self._end("finished")
+            if owed > 0:
+                self._prepare()
+                learning.update()
+            if owed == 0 or (free_running and not spent):
+                self._receive(0.0 if owed else POLL_SECONDS)
+
+    def _receive(self, timeout_seconds: float) -> None:
+        learning = self._learning
+        segments = self._reader.poll(max_segments=64 if timeout_seconds == 0.0 else 1,
+                                     timeout_seconds=timeout_seconds)
+        steps = sum(segment.length for segment in segments)
+        self._profile.lap("feed read" if segments else "waiting for steps", max(1, steps))
+        for segment in segments:
+            if learning.receive(segment):
+                self._note(segment)
+        if segments:
+            self._profile.lap("ring append", steps)
+
+    def _note(self, segment: Segment) -> None:
+        if segment.policy_version:
+            self._lag.arrived(segment.policy_version, self._learning.counters.steps)
+
+    def _prepare(self) -> None:
+        """Compile before the first update, so that its seconds are charged to nothing else."""
+        if self._prepared:
+            return
+        self._prepared = True
+        self._message = "compiling the update"
+        self._report("training")
+        self._learning.prepare()
+        self._profile.lap("compile")
+        self._watchdog.beat()
+        self._message = ""
+        self._rates = Rates(self._learning.counters)
+
+    def _tick(self, now: float) -> None:
+        for command in self._service.commands():
+            self._obey(command)
+        if self._learning.warm and now >= self._next_publish:
+            self._next_publish = now + self._experiment.learner.publish_period_seconds
+            self._publish()
+        self._profile.lap("service")
+        self._check_saver()
+        self._check_evaluator()
+        self._start_saving(now)
+        if now >= self._next_metrics:
+            self._next_metrics = now + self._experiment.learner.metrics_period_seconds
+            self._write_metrics()
+            self._profile.lap("metrics")
+            self._check_finite()
+
+    def _obey(self, command: str) -> None:
+        log.info("asked to", command=command)
+        if command == "pause":
+            self._paused = True
+        elif command == "resume":
+            self._paused = False
+        elif command == "stop":
+            self._stop_asked = True
+        elif command == "checkpoint":
+            self._checkpoint_asked = True
+
+    def _publish(self) -> None:
+        if self._learning.counters.updates == self._published_updates:
+            return
+        self._published_updates = self._learning.counters.updates
+        self._policy_version += 1
+        self._service.publish(self._policy_version, self._learning.sac.policy_tensors())
+        self._lag.published(self._policy_version, self._learning.counters.steps)
+        self._profile.lap("publishing")
+
+    def _check_saver(self) -> None:
+        result = self._saver.poll()
+        if result is None:
+            return
+        if self._saver.failures_in_a_row >= 3:
+            self._message = f"three checkpoints in a row failed: {result.error}"
+            raise OSError(self._message)
+        if result.path is not None and not self._evaluator.busy and self._evaluation_due():
+            self._evaluate(result.path, result.steps)
+
+    def _evaluation_due(self) -> bool:
+        period = self._experiment.evaluation.period_steps
+        steps = self._learning.counters.steps
+        return self._learning.warm and steps // period > self._evaluated_steps // period
+
+    def _evaluate(self, checkpoint: Path, steps: int) -> None:
+        episodes = self._experiment.evaluation.episodes
+        self._evaluated_steps = steps
+        first_seed = EVALUATION_FIRST_SEED + len(self._evaluation_returns) * episodes
+        self._evaluator.submit(checkpoint, steps, episodes, first_seed)
+
+    def _check_evaluator(self) -> None:
+        result = self._evaluator.poll()
+        if result is None:
+            return
+        if result.error is not None:
+            log.warning("an evaluation was skipped", steps=result.steps, reason=result.error)
+            self._message = f"evaluation at {result.steps} skipped: {result.error}"
+            return
+        mean = sum(result.returns) / len(result.returns)
+        self._evaluation_returns.append(mean)
+        if self._best is None or mean > self._best[0]:
+            self._best = (mean, result.checkpoint)
+        log.info("evaluated", steps=result.steps, mean=round(mean, 1), episodes=len(result.returns))
+        self._metrics.write(
+            result.steps,
+            self._learning.counters.updates,
+            {
+                "evaluation/return_mean": mean,
+                "evaluation/return_min": min(result.returns),
+                "evaluation/return_max": max(result.returns),
+                "evaluation/seconds": result.seconds,
+            },
+        )
+        prune_checkpoints(
+            self._folder.checkpoints, self._experiment.checkpoint.keep, self._best[1]
+        )
+
+    def _start_saving(self, now: float) -> None:
+        if self._saver.busy:
+            return
+        settings, steps = self._experiment.checkpoint, self._learning.counters.steps
+        due = (
+            self._checkpoint_asked
+            or steps // settings.period_steps > self._saved_steps // settings.period_steps
+            or (now - self._saved_time > settings.period_seconds and steps > self._saved_steps)
+            or (self._evaluation_due() and not self._evaluator.busy and steps > self._saved_steps)
+        )
+        if due:
+            self._save(final=False)
+
+    def _save(self, final: bool) -> None:
+        learning = self._learning
+        tensors = learning.state_tensors()
+        counters, version = learning.counters, self._policy_version
+        state = checkpoint_state(
+            learning,
+            evaluation_returns=list(self._evaluation_returns),
+            rollbacks=self._rollbacks,
+        )
+        best = self._best[1] if self._best else None
+        folder, experiment, spec = self._folder, self._experiment, self._spec
+
+        def save() -> Path:
+            path = write_checkpoint(
+                folder.checkpoints,
+                run=folder.path.name,
+                steps=counters.steps,
+                updates=counters.updates,
+                policy_version=version,
+                experiment=experiment,
+                environment=spec,
+                tensors=tensors,
+                state=state,
+            )
+            prune_checkpoints(folder.checkpoints, experiment.checkpoint.keep, best)
+            return path
+
+        self._checkpoint_asked = False
+        self._saved_steps, self._saved_time = counters.steps, time.monotonic()
+        self._saver.submit(counters.steps, save, final)
+        self._profile.lap("checkpoint snapshot")
+
+    def _check_finite(self) -> None:
+        learning, settings = self._learning, self._experiment.learner
+        if learning.sac.rejected_in_a_row() < settings.max_bad_updates:
+            return
+        self._rollbacks += 1
+        if self._rollbacks > settings.max_rollbacks:
+            raise Diverged(
+                f"{settings.max_bad_updates} updates in a row had a non-finite loss, after "
+                f"{settings.max_rollbacks} returns to a checkpoint with a smaller step size"
+            )
+        kept = learning.counters
+        if resume(self._folder.checkpoints, learning, self._experiment, self._spec) is None:
+            raise Diverged("non-finite losses before the first checkpoint was written")
+        learning.rolled_back(kept, self._rollbacks)
+        log.error("returned to the last checkpoint: non-finite losses", rollback=self._rollbacks)
+        self._message = f"returned to a checkpoint {self._rollbacks} times: non-finite losses"
+
+    def _write_metrics(self) -> None:
+        learning = self._learning
+        for episode in self._service.drain_episodes():
+            self._returns.add(episode.environment_return)
+        values = {
+            **learning.metrics(),
+            **self._rates.metrics(learning.counters),
+            **self._lag.metrics(),
+            **self._returns.metrics(),
+            **self._reader.metrics(),
+            "learner/policy_version": float(self._policy_version),
+            "actor/count": float(len(self._service.actors())),
+        }
+        values.update(self._alarm.metrics(values))
+        values.update(span_metrics("learner", self._profile.snapshot()))
+        for slot, spans in self._service.spans().items():
+            values.update(span_metrics(f"actor-{slot}", spans))
+        self._last_metrics.update(values)
+        self._metrics.write(learning.counters.steps, learning.counters.updates, values)
+        state = "paused" if self._paused else "training" if learning.warm else "waiting"
+        self._report(state)
+
+    def _report(self, state: str) -> None:
+        counters, values = self._learning.counters, self._last_metrics
+        self._state = state
+        status = RunStatus(
+            run=self._folder.path.name,
+            experiment=self._experiment.name,
+            task=self._experiment.task,
+            state=state,  # type: ignore[arg-type]
+            steps=counters.steps,
+            max_steps=self._experiment.learner.max_steps,
+            environment_frames=counters.steps * self._experiment.environment.action_repeat,
+            updates=counters.updates,
+            policy_version=self._policy_version,
+            evaluation_returns=tuple(self._evaluation_returns),
+            best_return=self._best[0] if self._best else None,
+            training_return=values.get("actor/episode_return"),
+            replay_ratio=values.get("replay/ratio"),
+            steps_per_second=values.get("actor/steps_per_second"),
+            updates_per_second=values.get("learner/updates_per_second"),
+            policy_lag_steps=values.get("learner/policy_lag_steps"),
+            actors=self._service.actors_summary(),
+            message=self._message,
+        )
+        self._folder.write_status(status)
+        self._service.set_status(status.model_dump_json(), state, counters.steps, counters.updates)
+
+    def _end(self, state: str) -> str:
+        """Write the last checkpoint, evaluate it where the run is complete, and let the actors go."""
+        log.info("the run ends", state=state, **self._learning.counters._asdict())
+        deadline = time.monotonic() + 30.0
+        while self._saver.busy and time.monotonic() < deadline:
+            self._saver.poll(0.1)
+        self._publish()
+        self._save(final=True)
+        result = None
+        while result is None and time.monotonic() < deadline:
+            result = self._saver.poll(0.1)
+        if state == "finished":
+            self._final_evaluation(result.path if result else None)
+        self._write_metrics()
+        self._report(state)
+        self._service.finish()
+        return state
+
+    def _final_evaluation(self, checkpoint: Path | None) -> None:
+        deadline = time.monotonic() + self._experiment.evaluation.timeout_seconds
+        steps = self._learning.counters.steps
+        if not self._evaluator.busy and checkpoint is not None and steps > self._evaluated_steps:
+            self._evaluate(checkpoint, steps)
+        while self._evaluator.busy and time.monotonic() < deadline and not self._should_stop():
+            self._watchdog.beat()
+            time.sleep(TICK_SECONDS)
+            self._check_evaluator()

@@ -1,0 +1,226 @@
+"""Soft Actor-Critic with twin critics and a learned temperature (Haarnoja et al. 2018, 1812.05905)."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import warnings
+from collections.abc import Mapping
+
+import structlog
+import torch
+
+from apprentice.config import Experiment
+from apprentice.networks import build_policy
+from apprentice.types import EnvironmentSpec, Metrics, Transition
+from learner.augmentation import draw_shifts
+from learner.critics import TwinCritic
+from learner.flat import AdamState, adam_state
+from learner.sac_update import METRICS, Noise, SACState, Update, make_update, update_parts
+
+log = structlog.get_logger()
+
+Tensors = dict[str, torch.Tensor]
+
+
+class SAC:
+    """The networks, their optimisers and the update; where transitions come from is not its business."""
+
+    def __init__(
+        self, experiment: Experiment, spec: EnvironmentSpec, device: torch.device, seed: int
+    ) -> None:
+        self._experiment = experiment
+        self._settings = experiment.sac
+        self._device = device
+        self._action_size = spec.action_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.policy = build_policy(experiment, spec).to(device)
+            critic = TwinCritic(spec, experiment.reads.critic, experiment.network).to(device)
+        self.critic = critic
+        self._parts = update_parts(critic, self.policy)
+        initial = math.log(self._settings.initial_temperature)
+        self.state = SACState(
+            adam_state(self._parts.critic_layout.flatten(critic, device)),
+            adam_state(self._parts.policy_layout.flatten(self.policy, device)),
+            adam_state(torch.full((1,), initial, device=device)),
+            self._parts.target_layout.flatten(critic, device),
+        )
+        self.num_updates = 0
+        self.rate_factor = torch.ones((), device=device)
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self._sums = torch.zeros(len(METRICS), device=device)
+        self._num_summed = 0
+        self._rejected_in_a_row = torch.zeros((), device=device)
+        self._updates: dict[tuple[bool, bool], Update] = {}
+        self._shifts_pixels = (
+            critic.encoder.torso is not None or self.policy.encoder.torso is not None
+        ) and experiment.network.random_shift > 0
+
+    def update(self, batch: Transition, reward: torch.Tensor) -> None:
+        """Make one update on a batch of B transitions, with `reward` [B] in place of any stored one."""
+        settings = self._settings
+        self.num_updates += 1
+        key = self._form(self.num_updates)
+        if key not in self._updates:
+            self._updates[key] = self._build(*key)
+        values = self._updates[key](
+            self.state, batch, reward, self._draw_noise(len(reward)), self.rate_factor
+        )
+        self._sums += values
+        self._rejected_in_a_row = (self._rejected_in_a_row + values[-1]) * values[-1]
+        self._num_summed += 1
+
+    def prepare(self, batch: Transition) -> None:
+        """Compile every form of the update by running it on copies; nothing here changes."""
+        settings, generator = self._settings, self._generator.get_state()
+        noise = self._draw_noise(len(batch.discount))
+        self._generator.set_state(generator)
+        for number in range(1, 1 + settings.policy_update_period * settings.target_update_period):
+            key = self._form(number)
+            if key not in self._updates:
+                self._updates[key] = self._build(*key)
+                copies = SACState(
+                    *(AdamState(*(t.clone() for t in adam)) for adam in self.state[:3]),
+                    self.state.target_critic.clone(),
+                )
+                self._updates[key](
+                    copies, batch, batch.environment_reward, noise, self.rate_factor.clone()
+                )
+
+    def rejected_in_a_row(self) -> int:
+        """Return how many of the newest updates were refused for being non-finite (synchronises)."""
+        return int(self._rejected_in_a_row.item())
+
+    def metrics(self) -> Metrics:
+        """Return the means of METRICS since the last call as `learner/<name>`, and start anew."""
+        if self._num_summed == 0:
+            return {}
+        values = (self._sums / self._num_summed).tolist()
+        self._sums.zero_()
+        self._num_summed = 0
+        return {f"learner/{name}": value for name, value in zip(METRICS, values, strict=True)}
+
+    def policy_tensors(self) -> Tensors:
+        """Return copies on the CPU of the policy module's weights and buffers, by their names."""
+        own = self._parts.policy_layout.unflatten(self.state.policy.parameters)
+        online = self._parts.critic_layout.unflatten(self.state.critic.parameters)
+        result = {}
+        for name, tensor in self.policy.state_dict().items():
+            if name in own:
+                tensor = own[name]
+            elif self._parts.shares_torso and name in online:
+                tensor = online[name]
+            result[name] = tensor.detach().to("cpu", copy=True)
+        return result
+
+    def set_normaliser(self, mean: torch.Tensor, scale: torch.Tensor) -> None:
+        """Give every encoder that reads `state` [O] its mean and scale."""
+        for encoder in (self.policy.encoder, self.critic.encoder):
+            if "state" in encoder.keys:
+                encoder.state_mean.copy_(mean)
+                encoder.state_scale.copy_(scale)
+
+    def state_tensors(self) -> dict[str, Tensors]:
+        """Return copies of everything an exact continuation needs, by the file it is stored in."""
+        optimiser: Tensors = {}
+        networks: Tensors = {"target_critic": self.state.target_critic}
+        for name in ("critic", "policy", "log_temperature"):
+            adam: AdamState = getattr(self.state, name)
+            networks[name] = adam.parameters
+            for field in ("first_moment", "second_moment", "num_steps"):
+                optimiser[f"{name}.{field}"] = getattr(adam, field)
+        buffers = {
+            f"{owner}.{name}": tensor
+            for owner, module in (("critic", self.critic), ("policy", self.policy))
+            for name, tensor in module.named_buffers()
+        }
+        random = {"generator": self._generator.get_state(), "rate_factor": self.rate_factor}
+        groups = {"networks": {**networks, **buffers}, "optimiser": optimiser, "random": random}
+        return {
+            group: {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+            for group, tensors in groups.items()
+        }
+
+    def load_state_tensors(self, groups: Mapping[str, Tensors], num_updates: int) -> None:
+        """Continue from what `state_tensors` returned; raise ValueError where shapes differ."""
+        current = self._state_views()
+        found = {f"{g}/{n}": t for g, ts in groups.items() for n, t in ts.items()}
+        differing = [
+            f"{name}: expected {tuple(current[name].shape) if name in current else 'nothing'}, "
+            f"found {tuple(found[name].shape) if name in found else 'nothing'}"
+            for name in sorted(current.keys() | found.keys())
+            if name != "random/generator"
+            and (name not in current or name not in found or current[name].shape != found[name].shape)
+        ]
+        if differing:
+            raise ValueError(f"state of other networks: {'; '.join(differing[:5])}")
+        for name, tensor in current.items():
+            tensor.copy_(found[name])
+        self._generator.set_state(found["random/generator"])
+        self.num_updates = num_updates
+
+    def _state_views(self) -> Tensors:
+        views: Tensors = {"networks/target_critic": self.state.target_critic}
+        for name in ("critic", "policy", "log_temperature"):
+            adam: AdamState = getattr(self.state, name)
+            views[f"networks/{name}"] = adam.parameters
+            for field in ("first_moment", "second_moment", "num_steps"):
+                views[f"optimiser/{name}.{field}"] = getattr(adam, field)
+        for owner, module in (("critic", self.critic), ("policy", self.policy)):
+            for name, tensor in module.named_buffers():
+                views[f"networks/{owner}.{name}"] = tensor
+        views["random/rate_factor"] = self.rate_factor
+        return views
+
+    def reseed(self, seed: int) -> None:
+        """Start another random stream, as after a return to an earlier checkpoint."""
+        self._generator.manual_seed(seed)
+
+    def _form(self, number: int) -> tuple[bool, bool]:
+        """Whether update `number` moves the policy, and the target critics."""
+        settings = self._settings
+        return (
+            number % settings.policy_update_period == 0,
+            number % settings.target_update_period == 0,
+        )
+
+    def _draw_noise(self, batch_size: int) -> Noise:
+        action = torch.randn(
+            (2, batch_size, self._action_size), generator=self._generator, device=self._device
+        )
+        shifts = None
+        if self._shifts_pixels:
+            maximum = self._experiment.network.random_shift
+            shifts = draw_shifts(2 * batch_size, maximum, self._generator, self._device)
+            shifts = shifts.view(2, batch_size, 2)
+        return Noise(action, shifts)
+
+    def _build(self, update_policy: bool, update_target: bool) -> Update:
+        settings = self._settings
+        target_entropy = settings.target_entropy
+        plain = make_update(
+            self._parts,
+            settings,
+            target_entropy=-float(self._action_size) if target_entropy is None else target_entropy,
+            update_policy=update_policy,
+            update_target=update_target,
+            bfloat16=self._experiment.learner.precision == "bfloat16",
+        )
+        return compiled(plain, self._experiment.learner.compile, self._device)
+
+
+def compiled(update: Update, mode: str, device: torch.device) -> Update:
+    """Compile an update as `learner.compile` asks; `auto` without a compiler keeps the plain one."""
+    if mode == "off":
+        return update
+    if mode == "auto" and device.type == "cpu" and shutil.which("g++") is None:
+        log.warning(
+            "the update is not compiled: no g++ was found; install it for about 1.5 times the speed",
+            install="apt-get install g++",
+        )
+        return update
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result: Update = torch.compile(update, fullgraph=True, dynamic=False)
+    return result

@@ -1,0 +1,70 @@
+"""Checkpoints written in a thread of their own, from snapshots, so that learning goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+log = structlog.get_logger()
+
+
+class SaveResult(NamedTuple):
+    """Where a checkpoint lies, or why there is none."""
+
+    steps: int
+    path: Path | None
+    error: str | None
+    final: bool
+
+
+class CheckpointSaver:
+    """Runs one save at a time; the owner polls for results and joins it at the end."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._result: SaveResult | None = None
+        self.failures_in_a_row = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way or its result has not been fetched."""
+        return self._thread is not None
+
+    def submit(self, steps: int, save: Callable[[], Path], final: bool = False) -> None:
+        """Start `save` in the thread; the caller has looked at `busy`."""
+        assert self._thread is None
+
+        def work() -> None:
+            try:
+                self._result = SaveResult(steps, save(), None, final)
+            except Exception as error:  # reported by `poll`; the learner decides
+                self._result = SaveResult(steps, None, f"{type(error).__name__}: {error}", final)
+
+        self._thread = threading.Thread(target=work, name="checkpoint")
+        self._thread.start()
+
+    def poll(self, timeout_seconds: float = 0.0) -> SaveResult | None:
+        """Return the result of a save that has ended, waiting at most `timeout_seconds`."""
+        if self._thread is None:
+            return None
+        self._thread.join(timeout_seconds)
+        if self._thread.is_alive():
+            return None
+        self._thread = None
+        result, self._result = self._result, None
+        assert result is not None
+        if result.error is None:
+            self.failures_in_a_row = 0
+        else:
+            self.failures_in_a_row += 1
+            log.error(
+                "the checkpoint could not be saved; the previous one is kept",
+                steps=result.steps,
+                error=result.error,
+                failures_in_a_row=self.failures_in_a_row,
+            )
+        return result

@@ -1,0 +1,112 @@
+"""Builds the learner's parts, hands them to the loop, and turns failures into exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from apprentice.environments import environment_spec
+from apprentice.experiments import ExperimentError, load_resolved
+from apprentice.metrics import MetricsWriter
+from apprentice.profiling import Profile
+from apprentice.runs import RunFolder, RunLocked
+from learner.devices import NoSuchDevice, select_device
+from learner.learning import Learning
+from learner.resuming import CannotResume, resume
+from learner.running import EXIT_DIVERGED, Diverged, Runner
+from learner.service import LearnerService, ServicePortError
+from replay.reader import FeedReader
+
+log = structlog.get_logger()
+
+EXIT_CONFIGURATION = 78
+EXIT_TRY_AGAIN = 75
+
+
+def start(
+    experiment_file: Path,
+    run_directory: Path,
+    replay: str,
+    host: str,
+    port: int,
+    should_stop: Callable[[], bool],
+) -> int:
+    """Run the learner of one run folder until it ends; return the process's exit code."""
+    try:
+        folder = RunFolder(run_directory)
+        with folder.lock():
+            return _run(experiment_file, folder, replay, host, port, should_stop)
+    except (ExperimentError, RunLocked, CannotResume, NoSuchDevice, ServicePortError) as error:
+        log.error("the learner cannot start", reason=str(error))
+        return EXIT_CONFIGURATION
+    except Diverged as error:
+        log.error("training diverged", reason=str(error))
+        return EXIT_DIVERGED
+    except OSError as error:
+        log.error("the learner gives up and may be started again", reason=str(error))
+        return EXIT_TRY_AGAIN
+
+
+def _run(
+    experiment_file: Path,
+    folder: RunFolder,
+    replay: str,
+    host: str,
+    port: int,
+    should_stop: Callable[[], bool],
+) -> int:
+    experiment = load_resolved(experiment_file)
+    device = select_device(experiment.learner)
+    spec = environment_spec(
+        experiment.task, experiment.observation_keys, experiment.environment
+    )
+    profile = Profile()
+    learning = Learning(experiment, [spec], device, profile)
+    resumed = resume(folder.checkpoints, learning, experiment, spec)
+    service = LearnerService(experiment, [spec], host, port)
+    service.start()
+    reader = FeedReader(replay, [spec], experiment.replay)
+    metrics = MetricsWriter(folder.metrics, folder.tensorboard)
+    try:
+        runner = Runner(
+            experiment, spec, folder, learning, reader, service, metrics, profile, should_stop
+        )
+        profile.lap("starting")
+        if resumed is not None:
+            runner.restore(resumed)
+        try:
+            state = runner.run()
+        except Diverged as error:
+            _write_diagnostics(folder.path, learning, str(error))
+            runner.failed(str(error))
+            raise
+        if state == "finished":
+            _await_departures(service)
+        return 0
+    finally:
+        reader.close()
+        metrics.close()
+        service.stop(grace=1.0)
+
+
+def _await_departures(service: LearnerService) -> None:
+    """Give actors the time of two heartbeats to hear that the run is over."""
+    import time
+
+    deadline = time.monotonic() + 15.0
+    while service.actors() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _write_diagnostics(folder: Path, learning: Learning, reason: str) -> None:
+    """Leave what is needed to look into a divergence: counters, metrics, settings."""
+    report = {
+        "reason": reason,
+        "counters": learning.counters._asdict(),
+        "metrics": {k: repr(v) for k, v in learning.metrics().items()},
+        "experiment": learning.experiment.model_dump(mode="json"),
+    }
+    (folder / "divergence.json").write_text(json.dumps(report, indent=2))
