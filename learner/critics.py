@@ -42,14 +42,16 @@ class TwinCritic(nn.Module):
     ) -> torch.Tensor:
         """Return both values [2, B] of each observation and action [B, A]."""
         inputs = torch.cat([self.encoder(observation, pixel_features), action], dim=-1)
-        hidden = torch.relu(torch.addmm(self.first_bias, inputs, self.first_weight))
+        # Biases are added outside the products: a compiler fuses them with what follows, while
+        # `addmm` first copies them into its output.
+        hidden = torch.relu(torch.mm(inputs, self.first_weight) + self.first_bias)
         values = hidden.view(-1, 2, self.hidden_size).transpose(0, 1)  # [2, B, H]
-        last = len(self.weights) - 1
-        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            values = torch.baddbmm(bias, values, weight)
-            if index < last:
-                values = torch.relu(values)
-        return values.squeeze(-1)
+        weights, biases = list(self.weights), list(self.biases)
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            values = torch.relu(torch.bmm(values, weight) + bias)
+        # One output per critic is a sum of products, cheaper than a product with one column.
+        products = values * weights[-1].transpose(1, 2)
+        return products.sum(-1) + biases[-1].squeeze(-1)
 
 
 def _orthogonal(rows: int, columns: int) -> torch.Tensor:

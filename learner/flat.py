@@ -72,17 +72,23 @@ def adam_step(
     `rate_factor` [] scales the step size without a new compilation.
     """
     first_rate, second_rate = settings.betas
-    gradient = torch.where(accept, gradient, torch.zeros_like(gradient))
-    steps = state.num_steps + 1.0
-    first = torch.lerp(state.first_moment, gradient, 1.0 - first_rate)
-    second = torch.lerp(state.second_moment, gradient.square(), 1.0 - second_rate)
-    scale = (second / (1.0 - second_rate**steps)).sqrt() + settings.epsilon
-    size = settings.learning_rate * rate_factor / (1.0 - first_rate**steps)
-    moved = state.parameters - size * first / scale
-    state.parameters.copy_(torch.where(accept, moved, state.parameters))
-    state.first_moment.copy_(torch.where(accept, first, state.first_moment))
-    state.second_moment.copy_(torch.where(accept, second, state.second_moment))
-    state.num_steps.copy_(torch.where(accept, steps, state.num_steps))
+    state.num_steps.add_(accept.float())
+    steps = state.num_steps.clamp_min(1.0)
+    # Stacked, these scalars are computed once; otherwise a compiler computes them, with their two
+    # powers, again for every few parameters.
+    first_weight, second_weight, size, correction = torch.stack(
+        [
+            accept * (1.0 - first_rate),
+            accept * (1.0 - second_rate),
+            accept * settings.learning_rate * rate_factor / (1.0 - first_rate**steps),
+            (1.0 - second_rate**steps).rsqrt(),
+        ]
+    ).unbind()
+    gradient = torch.where(first_weight > 0.0, gradient, 0.0)
+    state.first_moment.lerp_(gradient, first_weight)
+    state.second_moment.lerp_(gradient.square(), second_weight)
+    scale = state.second_moment.sqrt() * correction + settings.epsilon
+    state.parameters.sub_(size * state.first_moment / scale)
 
 
 def clip_by_norm(

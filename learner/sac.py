@@ -222,5 +222,10 @@ def compiled(update: Update, mode: str, device: torch.device) -> Update:
         return update
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result: Update = torch.compile(update, fullgraph=True, dynamic=False)
+        result: Update = torch.compile(
+            update,
+            fullgraph=True,
+            dynamic=False,
+            options={"max_pointwise_cat_inputs": 1},
+        )
     return result

@@ -1,0 +1,64 @@
+"""Two programs measured in turns within one run, so that both meet the same machine.
+
+A contestant is a child process that prints `ready`, then answers every line on its standard input
+with one number on its standard output: the rate of one measuring round.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+
+READY_SECONDS = 600.0
+
+
+class Contestant:
+    """A child process that measures one round when asked."""
+
+    def __init__(
+        self, command: Sequence[str], cores: Sequence[int], environment: Mapping[str, str]
+    ) -> None:
+        pinned = ["taskset", "-c", ",".join(map(str, cores)), *command]
+        self._process = subprocess.Popen(  # noqa: S603 - our own scripts
+            pinned, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(environment)
+        )
+        self._expect("ready")
+
+    def measure(self) -> float:
+        """Run one round and return its rate."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def close(self) -> None:
+        """End the child."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(10.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10.0)
+
+    def _expect(self, word: str) -> None:
+        found = self._read()
+        if found != word:
+            raise RuntimeError(f"expected a contestant to say {word!r}, found {found!r}")
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a contestant exited with {self._process.wait(10.0)}")
+        return line.strip()
+
+
+def medians(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, float]:
+    """Let all measure in turns, `rounds` times, and return each one's median rate."""
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            rates[name].append(contestant.measure())
+    return {name: statistics.median(values) for name, values in rates.items()}
