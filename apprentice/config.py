@@ -240,7 +240,7 @@ class Experiment(Settings):
     """Name of the experiment, the file's stem."""
     variant: int = Field(0, ge=0)
     """Number of this variant in the experiment's grid."""
-    task: str = Field(pattern=r"^[a-z0-9_]+-[a-z0-9_]+$")
+    task: str = Field(pattern=r"^[A-Za-z0-9_]+-[A-Za-z0-9_]+$")
     """`domain-task` of the DeepMind Control Suite."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of the run: networks, sampling, environments."""

@@ -1,0 +1,130 @@
+"""Cuts the steps of K environments into segments, the unit that travels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from apprentice.rollout import RolloutStep
+from apprentice.types import Ending, EnvironmentSpec, Observation, Segment
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who makes the segments, and for which task."""
+
+    task: int
+    actor: int
+    incarnation: int
+
+
+class SegmentBuilder:
+    """Collects each environment's steps until T of them are there or the episode ends.
+
+    Segments own their arrays. An episode that is aborted with no step pending sends nothing more:
+    its last segment then says that it goes on.
+    """
+
+    def __init__(
+        self,
+        spec: EnvironmentSpec,
+        segment_length: int,
+        num_environments: int,
+        origin: Origin,
+        context_size: int = 0,
+    ) -> None:
+        self._spec = spec
+        self._length = segment_length
+        self._num = num_environments
+        self._origin = origin
+        self._context = np.zeros(context_size, np.int64)
+        self._leading = {key: spec.num_leading_frames(key) for key in spec.observation}
+        self._rows = np.arange(num_environments)
+        self._filled = np.zeros(num_environments, np.int64)  # steps pending
+        self._first_step = np.zeros(num_environments, np.int64)
+        self._episode = np.full(num_environments, -1, np.int64)
+        self._num_episodes = 0
+        size = spec.action_size
+        shape = (num_environments, segment_length)
+        self._observation: Observation = {
+            key: np.zeros(
+                (
+                    num_environments,
+                    self._leading[key] + segment_length,
+                    *spec.frame_shape(key),
+                ),
+                spec.observation[key].dtype,
+            )
+            for key in spec.observation
+        }
+        self._action = np.zeros((*shape, size), np.float32)
+        self._pre_tanh = np.zeros((*shape, size), np.float32)
+        self._reward = np.zeros(shape, np.float32)
+        self._discount = np.zeros(shape, np.float32)
+
+    def add(self, step: RolloutStep, policy_version: int) -> list[Segment]:
+        """Take one step of every environment; return the segments that it completes."""
+        if step.first.any():
+            for index in np.flatnonzero(step.first):
+                self._begin_episode(int(index), step.observation)
+        rows, at = self._rows, self._filled
+        self._action[rows, at] = step.action
+        self._pre_tanh[rows, at] = step.pre_tanh_action
+        self._reward[rows, at] = step.environment_reward
+        self._discount[rows, at] = step.discount
+        for key, leading in self._leading.items():
+            newest = step.next_observation[key]
+            self._observation[key][rows, leading + at] = newest[:, -1] if key == "pixels" else newest
+        at += step.valid
+        complete = (at == self._length) | (step.ending != Ending.GOES_ON)
+        if not complete.any():
+            return []
+        segments = []
+        for index in map(int, np.flatnonzero(complete)):
+            if at[index] > 0:
+                segments.append(self._emit(index, Ending(int(step.ending[index])), policy_version))
+        return segments
+
+    def _begin_episode(self, index: int, observation: Observation) -> None:
+        self._episode[index] = self._num_episodes
+        self._num_episodes += 1
+        self._filled[index] = self._first_step[index] = 0
+        for key, leading in self._leading.items():
+            rows = observation[key][index]
+            self._observation[key][index, :leading] = rows if key == "pixels" else rows[None]
+
+    def _emit(self, index: int, ending: Ending, policy_version: int) -> Segment:
+        length = int(self._filled[index])
+        segment = Segment(
+            observation={
+                key: self._padded(rows[index], self._leading[key] + length)
+                for key, rows in self._observation.items()
+            },
+            action=self._padded(self._action[index], length),
+            pre_tanh_action=self._padded(self._pre_tanh[index], length),
+            environment_reward=self._padded(self._reward[index], length),
+            discount=self._padded(self._discount[index], length),
+            length=length,
+            ending=ending,
+            task=self._origin.task,
+            actor=self._origin.actor,
+            incarnation=self._origin.incarnation,
+            episode=int(self._episode[index]),
+            first_step=int(self._first_step[index]),
+            policy_version=policy_version,
+            context=self._context,
+        )
+        # The last rows lead up to the next segment's first action.
+        for key, leading in self._leading.items():
+            rows = self._observation[key][index]
+            rows[:leading] = rows[length : length + leading].copy()
+        self._first_step[index] += length
+        self._filled[index] = 0
+        return segment
+
+    @staticmethod
+    def _padded(rows: np.ndarray, length: int) -> np.ndarray:
+        copy = rows.copy()
+        copy[length:] = 0
+        return copy

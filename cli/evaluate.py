@@ -1,0 +1,204 @@
+"""`apprentice evaluate`: run a policy and keep what it did: videos, frames, returns."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.failure import EXIT_CONFIGURATION, CommandFailed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from apprentice.config import Experiment
+    from apprentice.evaluation import Episode, Evaluation
+
+_FORMATS = ("mp4", "gif", "webp")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        default="latest",
+        metavar="ID",
+        help="RUN, RUN:latest, RUN:best, RUN:STEP, latest, or the path of a checkpoint's folder",
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--episodes", type=_positive, default=1, metavar="N")
+    parser.add_argument("--seed", type=_not_negative, default=0, help="seed of the first episode")
+    parser.add_argument(
+        "--stochastic", action="store_true", help="draw actions instead of taking the likeliest"
+    )
+    parser.add_argument("--max-steps", type=_positive, metavar="N", help="cut episodes short")
+    parser.add_argument("--format", choices=(*_FORMATS, "json"), default="mp4")
+    parser.add_argument("--no-frames", action="store_true", help="write no single pictures (PNG)")
+    parser.add_argument("--fps", type=_positive, default=25, help="frames a second, in real time")
+    parser.add_argument("--width", type=_size, default=320)
+    parser.add_argument("--height", type=_size, default=320)
+    parser.add_argument("--camera", type=int, default=0, help="number of the camera; -1 is free")
+    parser.add_argument("--quality", choices=("full", "look", "fast"), default="look")
+    parser.add_argument(
+        "--deadline", type=float, default=3600.0, metavar="SECONDS", help="give up after this long"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    path = find_checkpoint(arguments.checkpoint, arguments.runs)
+    from apprentice.checkpoint import CheckpointError, experiment_of, load_policy
+    from apprentice.evaluation import evaluate
+
+    try:
+        policy, manifest = load_policy(path, seed=arguments.seed)
+        experiment = experiment_of(manifest)
+    except CheckpointError as error:
+        raise CommandFailed(f"{path}: {error}", EXIT_CONFIGURATION) from None
+    seeds = range(arguments.seed, arguments.seed + arguments.episodes)
+    evaluation = evaluate(
+        policy,
+        experiment.task,
+        seeds,
+        observation=experiment.reads.policy,
+        settings=experiment.environment,
+        deterministic=not arguments.stochastic,
+        max_steps=arguments.max_steps,
+        keep_trajectories=0 if arguments.format == "json" else arguments.episodes,
+        deadline_seconds=arguments.deadline,
+    )
+    _make_folder(arguments.out)
+    written = _write_pictures(arguments, experiment, evaluation)
+    report = to_json(path, manifest.run, manifest.steps, experiment.task, evaluation)
+    report_file = arguments.out / "evaluation.json"
+    report_file.write_text(json.dumps(report, indent=2) + "\n")
+    for episode in evaluation.episodes:
+        print(
+            f"seed {episode.seed}: return {episode.environment_return:.1f}, {episode.length} steps"
+        )
+    print(f"mean return {report['return_mean']:.1f} over {len(evaluation.episodes)} episodes")
+    for file in (*written, report_file):
+        print(file)
+    return 0
+
+
+def find_checkpoint(text: str, runs: Path) -> Path:
+    """Return the folder of the checkpoint that the user means, by path or by id."""
+    if Path(text).exists():
+        return Path(text)
+    from apprentice.runs import Catalogue, InvalidCheckpointId, UnknownCheckpoint
+
+    try:
+        return Catalogue(runs).resolve(text).path
+    except (InvalidCheckpointId, UnknownCheckpoint) as error:
+        raise CommandFailed(f"--checkpoint: {error}", EXIT_CONFIGURATION) from None
+
+
+def to_json(
+    checkpoint: Path, run: str, steps: int, task: str, evaluation: Evaluation
+) -> dict[str, Any]:
+    """Return what `evaluation.json` says."""
+    returns = [episode.environment_return for episode in evaluation.episodes]
+    return {
+        "checkpoint": checkpoint.name,
+        "run": run,
+        "steps": steps,
+        "task": task,
+        "return_mean": sum(returns) / len(returns),
+        "return_min": min(returns),
+        "return_max": max(returns),
+        "episodes": [
+            {
+                "seed": episode.seed,
+                "return": episode.environment_return,
+                "length": episode.length,
+                "ending": episode.ending.name.lower(),
+            }
+            for episode in evaluation.episodes
+        ],
+    }
+
+
+def _write_pictures(
+    arguments: argparse.Namespace, experiment: Experiment, evaluation: Evaluation
+) -> list[Path]:
+    """Render every kept episode into a video, and its frames beside it."""
+    if arguments.format == "json":
+        return []
+    from apprentice.environments import RenderingUnavailable
+    from apprentice.video import encode_gif, encode_mp4, encode_webp
+
+    encode = {"mp4": encode_mp4, "gif": encode_gif, "webp": encode_webp}[arguments.format]
+    written = []
+    for number, episode in enumerate(evaluation.episodes):
+        video = arguments.out / f"episode-{number:03}.{arguments.format}"
+        frames = _rendered(arguments, experiment, episode)
+        if not arguments.no_frames:
+            frames = _kept(frames, arguments.out / f"episode-{number:03}")
+        begun = time.monotonic()
+        try:
+            encode(frames, arguments.fps, video)
+        except RenderingUnavailable as error:
+            raise CommandFailed(f"{error}; --format json needs no rendering") from None
+        print(f"{video.name}: {time.monotonic() - begun:.1f} s", file=sys.stderr)
+        written.append(video)
+    return written
+
+
+def _rendered(
+    arguments: argparse.Namespace, experiment: Experiment, episode: Episode
+) -> Iterator[np.ndarray]:
+    from apprentice.evaluation import render_trajectory
+
+    assert episode.trajectory is not None
+    return render_trajectory(
+        experiment.task,
+        experiment.environment,
+        episode.trajectory,
+        width=arguments.width,
+        height=arguments.height,
+        camera=arguments.camera,
+        fps=arguments.fps,
+        quality=arguments.quality,
+    )
+
+
+def _kept(frames: Iterable[np.ndarray], folder: Path) -> Iterator[np.ndarray]:
+    """Pass frames on, and write each as PNG."""
+    from PIL import Image
+
+    _make_folder(folder)
+    for number, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"frame-{number:05}.png", compress_level=1)
+        yield frame
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandFailed(f"--out: cannot write to {folder}: {error}") from None
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, found {text}")
+    return number
+
+
+def _not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 on, found {text}")
+    return number
+
+
+def _size(text: str) -> int:
+    number = int(text)
+    if not 16 <= number <= 640 or number % 2:
+        raise argparse.ArgumentTypeError(f"expected an even number from 16 to 640, found {text}")
+    return number

@@ -1,0 +1,82 @@
+"""`apprentice experiments`: what there is to train, and what it resolves to."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from cli.failure import EXIT_CONFIGURATION, CommandFailed
+from cli.launch import read_experiment
+from cli.up import add_experiment_arguments
+
+if TYPE_CHECKING:
+    from apprentice.config import Experiment
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="show this experiment, resolved, as YAML")
+    parser.add_argument(
+        "--list", action="store_true", help="list all experiments, or NAME's variants"
+    )
+    add_experiment_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.name is None:
+        _list_experiments()
+    elif arguments.list:
+        _list_variants(arguments.name)
+    else:
+        import yaml
+
+        experiment = read_experiment(arguments.name, arguments.variant, tuple(arguments.overrides))
+        print(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False), end="")
+    return 0
+
+
+def _list_experiments() -> None:
+    from apprentice.experiments import ExperimentError, expand, experiment_names
+
+    for name in experiment_names():
+        try:
+            variants = expand(name)
+        except ExperimentError as error:
+            print(f"{name:28} broken: {error}")
+            continue
+        tasks = ", ".join(dict.fromkeys(variant.task for variant in variants))
+        number = f"{len(variants)} variants, " if len(variants) > 1 else ""
+        print(f"{name:28} {number}{tasks}, {variants[0].learner.max_steps:,} steps")
+
+
+def _list_variants(name: str) -> None:
+    from apprentice.experiments import ExperimentError, expand
+
+    try:
+        variants = expand(name)
+    except ExperimentError as error:
+        raise CommandFailed(str(error), EXIT_CONFIGURATION) from None
+    for variant, differences in zip(variants, differing_settings(variants), strict=True):
+        shown = "  ".join(f"{key}={value}" for key, value in differences.items())
+        print(f"{variant.variant:4}  {shown}".rstrip())
+
+
+def differing_settings(variants: tuple[Experiment, ...]) -> list[dict[str, Any]]:
+    """Return of each variant the settings in which they do not all agree."""
+    flat = [dict(_leaves(variant.model_dump(mode="json"))) for variant in variants]
+    return [
+        {
+            key: value
+            for key, value in settings.items()
+            if key != "variant" and any(other[key] != value for other in flat)
+        }
+        for settings in flat
+    ]
+
+
+def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
