@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from apprentice.checkpoint import prune_checkpoints, write_checkpoint
+from apprentice.checkpoint import prune_checkpoints, read_best, record_best, write_checkpoint
 from apprentice.config import Experiment
 from apprentice.metrics import MetricsWriter
 from apprentice.profiling import Profile
@@ -94,6 +94,8 @@ class Runner:
         self._policy_version = resumed.policy_version
         self._evaluation_returns = list(resumed.evaluation_returns)
         self._rollbacks = resumed.rollbacks
+        best = read_best(self._folder.checkpoints)
+        self._best = (best.score, best.name) if best else None
         self._message = "recovering replay"
         self._report("waiting")
         segments = list(self._reader.recover(set()))
@@ -155,8 +157,8 @@ class Runner:
 
     def _receive(self, timeout_seconds: float) -> None:
         learning = self._learning
-        segments = self._reader.poll(max_segments=64 if timeout_seconds == 0.0 else 1,
-                                     timeout_seconds=timeout_seconds)
+        most = 64 if timeout_seconds == 0.0 else 1
+        segments = self._reader.poll(max_segments=most, timeout_seconds=timeout_seconds)
         steps = sum(segment.length for segment in segments)
         self._profile.lap("feed read" if segments else "waiting for steps", max(1, steps))
         for segment in segments:
@@ -251,6 +253,7 @@ class Runner:
         self._evaluation_returns.append(mean)
         if self._best is None or mean > self._best[0]:
             self._best = (mean, result.checkpoint)
+            record_best(self._folder.checkpoints, result.checkpoint, mean)
         log.info("evaluated", steps=result.steps, mean=round(mean, 1), episodes=len(result.returns))
         self._metrics.write(
             result.steps,
@@ -357,7 +360,7 @@ class Runner:
             run=self._folder.path.name,
             experiment=self._experiment.name,
             task=self._experiment.task,
-            state=state,  # type: ignore[arg-type]
+            state=state,
             steps=counters.steps,
             max_steps=self._experiment.learner.max_steps,
             environment_frames=counters.steps * self._experiment.environment.action_repeat,
