@@ -88,7 +88,9 @@ class _Loader(_Resolver, yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise _error("anchors and aliases are not supported; share settings by `extends`", event)
+            raise _error(
+                "anchors and aliases are not supported; share settings by `extends`", event
+            )
         if self._depth >= MAX_DEPTH:
             raise _error(f"nested more than {MAX_DEPTH} levels deep", event)
         self._depth += 1
@@ -102,12 +104,12 @@ class _Loader(_Resolver, yaml.SafeLoader):
             raise _error("expected a mapping", node)
         mapping: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise _error(f"expected text as key, found {show(key)}; put it in quotes", key_node)
             if key in mapping:
                 raise _error(f"key {show(key)} stands twice; keep one of them", key_node)
-            mapping[key] = self.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+            mapping[key] = self.construct_object(value_node, deep=True)
         return mapping
 
     def construct_list(self, node: Any) -> list[Any]:
@@ -170,4 +172,3 @@ def _describe(error: yaml.MarkedYAMLError) -> str:
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
     problem = ", ".join(filter(None, (error.context, error.problem)))
     return f"{place}{problem}".encode("ascii", "backslashreplace").decode()
-

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-import socket
+
+from apprentice.ports import describe_holder, is_free
 
 # Below Linux's range of ephemeral ports: a service that restarts must not find that an outgoing
 # connection of some other program was given its port in the meantime.
@@ -34,40 +35,3 @@ def choose_port(host: str, wanted: int, what: str, taken: set[int]) -> int:
             taken.add(port)
             return port
     raise PortTaken(f"{what}: no free port found between {_FIRST_PORT} and {_LAST_PORT} on {host}")
-
-
-def is_free(host: str, port: int) -> bool:
-    """Say whether a server could listen on the port, on `host` and on all interfaces.
-
-    The probe does not ask for SO_REUSEPORT, so another gRPC server's port counts as taken even
-    though gRPC itself would happily share it.
-    """
-    for address in {host, "0.0.0.0"}:  # noqa: S104
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((address, port))
-            except OSError:
-                return False
-    return True
-
-
-def describe_holder(port: int) -> str:
-    """Name the process that listens on the port, as far as we may look."""
-    import psutil
-
-    try:
-        connections = psutil.net_connections(kind="tcp")
-    except (psutil.AccessDenied, OSError):
-        return "a process of another user"
-    for connection in connections:
-        if connection.status != psutil.CONN_LISTEN or connection.laddr[1:] != (port,):
-            continue
-        if connection.pid is None:
-            return "a process of another user"
-        try:
-            return f"pid {connection.pid} ({psutil.Process(connection.pid).name()})"
-        except psutil.Error:
-            return f"pid {connection.pid}"
-    return "another process"

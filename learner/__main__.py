@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-EXIT_FINISHED = 0
-EXIT_CONFIGURATION = 78
 
 
 @dataclass(frozen=True)
@@ -28,33 +24,16 @@ class Flags:
     """Port to listen on."""
 
 
-class _StopSignal:
-    """Remembers SIGTERM or SIGINT; the second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def __call__(self, number: int, frame: object) -> None:
-        if self._asked:
-            os._exit(128 + number)
-        self._asked = True
-
-    def asked(self) -> bool:
-        """Whether the loop should end."""
-        return self._asked
-
-
 def main() -> int:
     """Run the learner; return its exit code."""
     import tyro
 
     from apprentice.logs import configure_logging
+    from apprentice.stopping import StopSignal
 
     flags = tyro.cli(Flags, prog="python -m learner")
     configure_logging("learner")
-    stop = _StopSignal()
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    stop = StopSignal().install()
     os.environ.setdefault("MUJOCO_GL", "disabled")
     from learner.starting import start
 

@@ -66,7 +66,7 @@ def _run(
     profile = Profile()
     learning = Learning(experiment, [spec], device, profile)
     resumed = resume(folder.checkpoints, learning, experiment, spec)
-    service = LearnerService(experiment, [spec], host, port)
+    service = LearnerService(experiment, [spec], host, port, folder.path.name)
     service.start()
     reader = FeedReader(replay, [spec], experiment.replay)
     metrics = MetricsWriter(folder.metrics, folder.tensorboard)

@@ -1,0 +1,53 @@
+# Every target does its own set-up (requirements/install); what is done already costs nothing.
+#
+#   make run      train reacher-easy, with the evaluation server on port 8000
+#                 (EXPERIMENT=name, ARGS="--set seed=1", TORCH_INDEX=url: see README.md)
+#   make test     all tests but the slow ones; ARGS goes to pytest
+#   make soak     the slow tests
+#   make check    format, lint, types, layers
+#   make format   mend format and lint where that can be done by machine
+#   make protos   generate apprentice/rpc/v1 from proto/
+#   make lock     solve requirements/*.in anew
+
+EXPERIMENT ?= reacher-easy
+ARGS ?=
+BIN := .venv/bin
+SOURCES := actor apprentice benchmarks cli evalserver learner replay tests
+LOCK := uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	--generate-hashes --no-emit-package torch --no-header
+
+export TORCH_INDEX PYTHON SYSTEM_PACKAGES
+
+.PHONY: run test soak check format install install-dev protos lock
+.DEFAULT_GOAL := run
+
+run: install
+	@$(BIN)/apprentice up $(EXPERIMENT) $(ARGS)
+
+test: install-dev
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+soak: install-dev
+	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+
+check: install-dev
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: install-dev
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+install:
+	@requirements/install base
+
+install-dev:
+	@requirements/install dev
+
+protos: install-dev
+	@PATH="$(CURDIR)/$(BIN):$$PATH" proto/generate
+
+lock:
+	cd requirements && $(LOCK) base.in -o base.lock && $(LOCK) -c base.lock dev.in -o dev.lock

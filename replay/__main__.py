@@ -1,0 +1,96 @@
+"""`python -m replay`: keep the segments of one run, and hand them to whoever learns."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+EXIT_STOPPED = 0
+EXIT_TRY_AGAIN = 75
+EXIT_CONFIGURATION = 78
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the replay server serves, where, and where it keeps its checkpoints."""
+
+    experiment: Path
+    """A resolved experiment (YAML)."""
+    port: int
+    """Port to listen on, on all interfaces: Reverb cannot be bound to one."""
+    checkpoints: Path
+    """Folder for this run's checkpoints, `status.json` and Reverb's messages."""
+    run: str | None = None
+    """Use the folder of this name under `checkpoints`."""
+    profile: Path | None = None
+    """Write here, as JSON, where the time of this process goes."""
+
+
+class _StopSignal:
+    """Remembers SIGTERM or SIGINT; the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        if self._asked:
+            os._exit(128 + number)
+        self._asked = True
+
+    def asked(self) -> bool:
+        """Whether to stop."""
+        return self._asked
+
+
+def main() -> int:
+    """Run the server; return its exit code."""
+    import structlog
+    import tyro
+
+    from apprentice.logs import configure_logging
+
+    flags = tyro.cli(Flags, prog="python -m replay")
+    stop = _StopSignal()
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    os.environ.setdefault("MUJOCO_GL", "disabled")
+    folder = flags.checkpoints / flags.run if flags.run else flags.checkpoints
+    folder.mkdir(parents=True, exist_ok=True)
+    _divert_native_messages(folder / "reverb.log")
+    configure_logging("replay")
+    log = structlog.get_logger()
+
+    from apprentice.environments import environment_spec
+    from apprentice.experiments import ExperimentError, load_resolved
+    from replay.errors import ServerRefused
+    from replay.server import ReplayServer
+
+    try:
+        experiment = load_resolved(flags.experiment)
+        spec = environment_spec(
+            experiment.task, experiment.observation_keys, experiment.environment
+        )
+        server = ReplayServer([spec], experiment.replay, flags.port, folder, flags.profile)
+    except (ExperimentError, ServerRefused, ValueError) as error:
+        log.error("the replay server cannot start", reason=str(error))
+        return EXIT_CONFIGURATION
+    return EXIT_STOPPED if server.serve(stop.asked) else EXIT_TRY_AGAIN
+
+
+def _divert_native_messages(path: Path) -> None:
+    """Send what C++ code writes to standard error into a file; Python's stays where it was.
+
+    Reverb logs through neither Python nor anything that can be turned down.
+    """
+    python_stderr = os.dup(2)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(file, 2)
+    os.close(file)
+    sys.stderr = os.fdopen(python_stderr, "w", buffering=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

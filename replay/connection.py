@@ -1,0 +1,179 @@
+"""The edge to Reverb: its untyped calls, given the deadlines that they lack.
+
+Reverb's clients retry for ever by themselves, but gRPC lets up to 30 seconds pass between two tries to
+reconnect. A call of a fresh client to a server that is back ends that wait for every client of the
+process (measured: 0.7 instead of up to 14 s), so whoever waits calls `nudge` now and then.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+
+from apprentice.config import ReplaySettings
+from apprentice.types import EnvironmentSpec
+from replay.errors import ReplayMismatch, ReplayUnavailable
+from replay.tables import COLUMN, FEED, SegmentFormat, table_sizes, task_table
+
+log = structlog.get_logger()
+
+UNLIMITED = 2**40
+_PROBE_SECONDS = 0.5
+_CALL_SECONDS = 2
+_NUDGE_PERIOD_SECONDS = 2.0
+
+
+def load_reverb() -> Any:
+    """Import reverb, with TensorFlow held to one thread and silent."""
+    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import reverb  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    return reverb
+
+
+def make_tables(specs: Sequence[EnvironmentSpec], settings: ReplaySettings) -> list[Any]:
+    """Return the durable table of each task, and the feed."""
+    reverb = load_reverb()
+    import tensorflow  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    num_bytes = SegmentFormat(specs, settings.segment_length).num_bytes
+    signature = [tensorflow.TensorSpec([num_bytes], "uint8", name=COLUMN)]
+    sizes = table_sizes(specs, settings)
+    durable = [
+        reverb.Table(
+            name=task_table(spec),
+            sampler=reverb.selectors.Uniform(),
+            remover=reverb.selectors.Fifo(),
+            max_size=sizes[task_table(spec)],
+            rate_limiter=reverb.rate_limiters.MinSize(1),
+            signature=signature,
+        )
+        for spec in specs
+    ]
+    return [*durable, reverb.Table.queue(FEED, sizes[FEED], signature=signature)]
+
+
+class Connection:
+    """One client of the replay server, which is checked to hold this experiment's tables."""
+
+    def __init__(
+        self, address: str, specs: Sequence[EnvironmentSpec], settings: ReplaySettings
+    ) -> None:
+        self.address = address
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"replay address: expected HOST:PORT, found {address!r}")
+        self._host, self._port = host.strip("[]"), int(port)
+        self.format = SegmentFormat(specs, settings.segment_length)
+        self._sizes = table_sizes(specs, settings)
+        self._lock = threading.Lock()
+        self._down = False
+        self._next_nudge = 0.0
+        self.reconnects = 0
+        """How often the server came back after it had been gone."""
+
+    def open(self, timeout_seconds: float) -> Any:
+        """Return a fresh low-level client once the server answers.
+
+        Raises ReplayUnavailable at the deadline, ReplayMismatch where its tables are others.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            try:
+                return self._call(deadline - time.monotonic())[0]
+            except ReplayUnavailable:
+                self._note_down()
+                if time.monotonic() + 0.2 >= deadline:
+                    raise
+                time.sleep(0.2)
+
+    def sizes(self, timeout_seconds: float = _CALL_SECONDS) -> dict[str, int]:
+        """Return how many segments each table holds; raise ReplayUnavailable or ReplayMismatch."""
+        return self._call(timeout_seconds)[1]
+
+    def nudge(self, timeout_seconds: float = _CALL_SECONDS) -> None:
+        """Look whether the server is there, at most every two seconds, and end gRPC's wait if it is back.
+
+        Raises ReplayMismatch where another server has taken its place.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if now < self._next_nudge:
+                return
+            self._next_nudge = now + (0.25 if self._down else _NUDGE_PERIOD_SECONDS)
+        try:
+            self._call(min(timeout_seconds, _CALL_SECONDS))
+        except ReplayUnavailable:
+            self._note_down()
+
+    def describe(self) -> str:
+        """Say in a sentence why a segment cannot be handed over now."""
+        try:
+            waiting = self.sizes(1.0)[FEED]
+        except ReplayUnavailable:
+            return f"the replay server at {self.address} does not answer"
+        return (
+            f"table {FEED!r} of the replay server at {self.address} holds {waiting} of "
+            f"{self._sizes[FEED]} segments and nobody takes them; is the learner running?"
+        )
+
+    def _call(self, timeout_seconds: float) -> tuple[Any, dict[str, int]]:
+        """Ask a fresh client for the tables; return it with their sizes."""
+        if not _listens(self._host, self._port, min(timeout_seconds, _PROBE_SECONDS)):
+            raise ReplayUnavailable(f"nothing listens at {self.address}; is the replay server up?")
+        client = load_reverb().Client(self.address)
+        try:
+            infos = client.server_info(timeout=max(1, int(timeout_seconds)))
+        except Exception as error:  # Reverb raises RuntimeError and kinds of its own
+            raise ReplayUnavailable(
+                f"the replay server at {self.address} does not answer: {error}"
+            ) from error
+        self._check(infos)
+        self._note_up()
+        return client._client, {name: int(info.current_size) for name, info in infos.items()}
+
+    def _check(self, infos: dict[str, Any]) -> None:
+        for name, size in self._sizes.items():
+            info = infos.get(name)
+            if info is None:
+                raise ReplayMismatch(
+                    f"the replay server at {self.address} has no table {name!r} but "
+                    f"{sorted(infos)}; it serves another experiment"
+                )
+            found = [(tuple(s.shape), s.dtype.name) for s in info.signature or []]
+            expected = [((self.format.num_bytes,), "uint8")]
+            if found != expected or int(info.max_size) != size:
+                raise ReplayMismatch(
+                    f"table {name!r} of the replay server at {self.address}: expected {size} "
+                    f"segments of {expected}, found {info.max_size} of {found}; start actors, "
+                    "learner and replay server from the same experiment"
+                )
+
+    def _note_down(self) -> None:
+        with self._lock:
+            if not self._down:
+                log.warning("the replay server is gone", address=self.address)
+            self._down = True
+
+    def _note_up(self) -> None:
+        with self._lock:
+            if self._down:
+                self.reconnects += 1
+                log.info("the replay server is there", address=self.address)
+            self._down = False
+
+
+def _listens(host: str, port: int, timeout_seconds: float) -> bool:
+    try:
+        with socket.create_connection((host, port), max(0.01, timeout_seconds)):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,35 @@
+"""A replay server of made-up specs: what `python -m replay` runs, without an experiment file."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+from apprentice.config import ReplaySettings
+from apprentice.logs import configure_logging
+from apprentice.types import EnvironmentSpec
+from replay.__main__ import EXIT_CONFIGURATION, EXIT_STOPPED, EXIT_TRY_AGAIN, _StopSignal
+from replay.errors import ServerRefused
+from replay.server import ReplayServer
+
+
+def main() -> int:
+    request = json.loads(sys.argv[1])
+    stop = _StopSignal()
+    signal.signal(signal.SIGTERM, stop)
+    configure_logging("replay")
+    specs = [EnvironmentSpec.from_dict(spec) for spec in request["specs"]]
+    settings = ReplaySettings.model_validate(request["settings"])
+    try:
+        server = ReplayServer(specs, settings, request["port"], Path(request["folder"]))
+    except ServerRefused as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIGURATION
+    print("ready", flush=True)
+    return EXIT_STOPPED if server.serve(stop.asked) else EXIT_TRY_AGAIN
+
+
+if __name__ == "__main__":
+    sys.exit(main())
