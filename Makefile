@@ -18,7 +18,8 @@ LOCK := uv pip compile --quiet --python-version 3.11 --python-platform x86_64-ma
 
 export TORCH_INDEX PYTHON SYSTEM_PACKAGES
 
-.PHONY: run test soak check format install install-dev protos lock
+.PHONY: run test soak check check-format check-lint check-types check-layers format install \
+	install-dev protos lock
 .DEFAULT_GOAL := run
 
 run: install
@@ -30,10 +31,18 @@ test: install-dev
 soak: install-dev
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
-check: install-dev
-	$(BIN)/ruff format --check $(SOURCES)
-	$(BIN)/ruff check $(SOURCES)
+check: check-format check-lint check-types check-layers
+
+check-format: install-dev
+	$(BIN)/ruff format --check --quiet $(SOURCES)
+
+check-lint: install-dev
+	$(BIN)/ruff check --quiet $(SOURCES)
+
+check-types: install-dev
 	$(BIN)/mypy
+
+check-layers: install-dev
 	$(BIN)/lint-imports --no-logo
 
 format: install-dev

@@ -27,6 +27,7 @@ from apprentice.plain_yaml import (
     write_yaml,
 )
 from apprentice.setting_problems import describe_problems, did_you_mean
+from apprentice.suite_tasks import SUITE_TASKS
 
 EXPERIMENTS: Final = Path(__file__).resolve().parents[1] / "experiments"
 MAX_VARIANTS: Final = 1000
@@ -243,14 +244,11 @@ def _validate(tree: _Tree) -> Experiment:
     return Experiment.model_validate_json(json.dumps(tree), strict=True)
 
 
-def _unknown_tasks(experiments: Sequence[Experiment]) -> list[str]:
-    # Last, and here, because dm_control takes about a second to import.
-    from apprentice.environments import UnknownTask, find_task
-
-    problems = []
+def _unknown_tasks(experiments: Sequence[Experiment]) -> Iterator[str]:
     for task in dict.fromkeys(experiment.task for experiment in experiments):
-        try:
-            find_task(task)
-        except UnknownTask as error:
-            problems.append(f"task: {error}")
-    return problems
+        if task not in SUITE_TASKS:
+            hint = did_you_mean(task, SUITE_TASKS) or f"; there are {', '.join(SUITE_TASKS)}"
+            yield (
+                "task: expected a task of the DeepMind Control Suite as 'domain-task', "
+                f"found {show(task)}{hint}"
+            )

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from cli.ports import describe_holder, is_free
+from apprentice.ports import describe_holder, is_free
 
 TORCH_VERSION = "2.13.0"
 SET_UP = "requirements/install base"

@@ -128,10 +128,17 @@ def _write_pictures(
     """Render every kept episode into a video, and its frames beside it."""
     if arguments.format == "json":
         return []
-    from apprentice.environments import RenderingUnavailable
+    from apprentice.environments import RenderingUnavailable, environment_spec
+    from apprentice.evaluation import playback_fps
     from apprentice.video import encode_gif, encode_mp4, encode_webp
 
     encode = {"mp4": encode_mp4, "gif": encode_gif, "webp": encode_webp}[arguments.format]
+    rate = playback_fps(
+        environment_spec(
+            experiment.task, experiment.reads.policy, experiment.environment
+        ).step_seconds,
+        arguments.fps,
+    )
     written = []
     for number, episode in enumerate(evaluation.episodes):
         video = arguments.out / f"episode-{number:03}.{arguments.format}"
@@ -140,7 +147,7 @@ def _write_pictures(
             frames = _kept(frames, arguments.out / f"episode-{number:03}")
         begun = time.monotonic()
         try:
-            encode(frames, arguments.fps, video)
+            encode(frames, rate, video)
         except RenderingUnavailable as error:
             raise CommandFailed(f"{error}; --format json needs no rendering") from None
         print(f"{video.name}: {time.monotonic() - begun:.1f} s", file=sys.stderr)

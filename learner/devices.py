@@ -43,5 +43,4 @@ def select_device(settings: LearnerSettings) -> torch.device:
 
 def _prepare_cpu(settings: LearnerSettings) -> torch.device:
     torch.set_num_threads(settings.num_threads)
-    torch.set_flush_denormal(True)
     return torch.device("cpu")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 from apprentice import experiments
 from apprentice.config import Experiment, SACSettings
+from apprentice.environments import suite_tasks
 from apprentice.experiments import (
     ExperimentError,
     expand,
@@ -19,6 +23,7 @@ from apprentice.experiments import (
     save_experiment,
 )
 from apprentice.plain_yaml import write_yaml
+from apprentice.suite_tasks import SUITE_TASKS
 
 Write = Callable[..., str]
 
@@ -203,9 +208,36 @@ def test_combination_that_cannot_work_is_refused(write: Write) -> None:
 
 
 def test_unknown_task_is_refused_with_the_nearest(write: Write) -> None:
-    (problem,) = _problems(write("task: reacher-esay"))
-    assert problem.startswith("task: expected a task of the DeepMind Control Suite")
-    assert "did you mean 'reacher-easy'" in problem
+    expected = "task: expected a task of the DeepMind Control Suite as 'domain-task', found "
+    assert _problems(write("task: reacher-esay")) == (
+        expected + "\"reacher-esay\"; did you mean 'reacher-easy'?",
+    )
+    (problem,) = _problems(write("task: x-y"))
+    assert problem.startswith(expected + '"x-y"; there are acrobot-swingup, ')
+
+
+def test_known_tasks_are_those_of_the_suite() -> None:
+    assert set(SUITE_TASKS) == set(suite_tasks())
+
+
+def test_experiment_is_refused_without_importing_a_framework(write: Write) -> None:
+    code = (
+        "import sys\n"
+        "from apprentice.experiments import ExperimentError, load_experiment\n"
+        "try: load_experiment(sys.argv[1])\n"
+        "except ExperimentError as error: print(error)\n"
+        "print(sorted({'torch', 'dm_control', 'mujoco', 'grpc'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code, write("task: reacher-esay")],
+        env={**os.environ, "PYTHONPATH": str(experiments.EXPERIMENTS.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "did you mean 'reacher-easy'?" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(
@@ -301,8 +333,29 @@ _VALUES = st.recursive(
     max_leaves=6,
 )
 _KEYS = st.sampled_from(
-    ["task", "name", "seed", "variant", "sac", "sac.tau", "reads", "replay", "learner", "extends"]
-    + ["grid", "environment", "network", "services", "gamma", "tau", "policy", "capacity"]
+    [
+        "task",
+        "name",
+        "seed",
+        "variant",
+        "extends",
+        "grid",
+        "environment",
+        "reads",
+        "network",
+        "sac",
+        "replay",
+        "actor",
+        "learner",
+        "services",
+        "sac.tau",
+        "tau",
+        "gamma",
+        "policy",
+        "capacity",
+        "target_return",
+        "adam_betas",
+    ]
 ) | st.text(max_size=6)
 
 

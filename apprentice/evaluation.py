@@ -1,0 +1,259 @@
+"""Policy and task and seeds in, episodes and returns out, and pictures of what was kept.
+
+The learner's periodic evaluation, the evaluation server and `apprentice evaluate` all come here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from apprentice.config import EnvironmentSettings
+from apprentice.environments import Environment, make_environment
+from apprentice.environments.renderer import Quality
+from apprentice.networks import Policy
+from apprentice.rollout import rollout
+from apprentice.types import ActionBatch, Ending, Observation, Trajectory
+
+MAX_BATCH = 16
+"""Episodes run side by side, with one forward of the policy for all of them."""
+STREAM = 0x0E7A1
+"""Mixed into every evaluation seed, so that no start state is one of training's."""
+
+
+class EvaluationError(Exception):
+    """The policy cannot be evaluated; the message says why."""
+
+
+class EvaluationTimeout(EvaluationError):
+    """The episodes took longer than they may."""
+
+
+class Episode(NamedTuple):
+    """One evaluated episode."""
+
+    seed: int
+    environment_return: float
+    length: int  # agent steps
+    ending: Ending
+    trajectory: Trajectory | None
+
+
+class Evaluation(NamedTuple):
+    """All episodes, in the order of their seeds."""
+
+    episodes: tuple[Episode, ...]
+    seconds: float
+
+    @property
+    def return_mean(self) -> float:
+        """Mean of the episodes' returns."""
+        return float(np.mean([episode.environment_return for episode in self.episodes]))
+
+
+def environment_seed(seed: int) -> int:
+    """Return the environment's seed of the evaluation episode `seed`."""
+    return int(np.random.SeedSequence([STREAM, seed]).generate_state(1)[0])
+
+
+def evaluate(
+    policy: Policy,
+    task: str,
+    seeds: Sequence[int],
+    *,
+    observation: Sequence[str] = ("state",),
+    settings: EnvironmentSettings | None = None,
+    deterministic: bool = True,
+    max_steps: int | None = None,
+    keep_trajectories: int = 0,
+    deadline_seconds: float = 600.0,
+) -> Evaluation:
+    """Run one whole episode for each seed, or its first `max_steps` agent steps.
+
+    The first `keep_trajectories` episodes are kept whole. Raises EvaluationTimeout, and
+    EvaluationError where the policy or the physics give numbers that are not finite.
+    """
+    if not seeds:
+        raise EvaluationError("expected one seed or more, found none")
+    started = time.monotonic()
+    deadline = started + deadline_seconds
+    settings = settings or EnvironmentSettings()
+    episodes: list[Episode] = []
+    environments: list[Environment] = []
+    try:
+        for first in range(0, len(seeds), MAX_BATCH):
+            batch = seeds[first : first + MAX_BATCH]
+            while len(environments) < len(batch):
+                environments.append(make_environment(task, 0, observation, settings))
+            for environment, seed in zip(environments, batch, strict=False):
+                environment.seed(environment_seed(seed))
+            keep = max(0, keep_trajectories - first)
+            runner = _Batch(environments[: len(batch)], policy, deterministic, keep)
+            episodes += runner.run(batch, max_steps, deadline)
+    finally:
+        for environment in environments:
+            environment.close()
+    return Evaluation(tuple(episodes), time.monotonic() - started)
+
+
+class _Batch:
+    """Episodes side by side; what an environment does after its episode's end is not looked at."""
+
+    def __init__(
+        self, environments: Sequence[Environment], policy: Policy, deterministic: bool, keep: int
+    ) -> None:
+        self._environments = environments
+        self._policy, self._deterministic = policy, deterministic
+        self._recorders = [
+            _Recorder(environment) if index < keep else None
+            for index, environment in enumerate(environments)
+        ]
+        self._begun = False
+
+    def run(self, seeds: Sequence[int], max_steps: int | None, deadline: float) -> list[Episode]:
+        num = len(seeds)
+        returns, lengths = np.zeros(num), np.zeros(num, np.int64)
+        endings = [Ending.GOES_ON] * num
+        running = np.ones(num, bool)
+        for step in rollout(self._environments, self._act):
+            returns[running] += step.environment_reward[running]
+            lengths[running] += 1
+            for index in np.flatnonzero(running):
+                recorder = self._recorders[index]
+                if step.ending[index] == Ending.ABORTED:
+                    raise EvaluationError(f"seed {seeds[index]}: the physics failed")
+                if recorder is not None:
+                    recorder.add(
+                        {key: value[index] for key, value in step.next_observation.items()},
+                        step.action[index],
+                        step.pre_tanh_action[index],
+                        float(step.environment_reward[index]),
+                        float(step.discount[index]),
+                    )
+                if step.ending[index] != Ending.GOES_ON:
+                    endings[index] = Ending(int(step.ending[index]))
+                    running[index] = False
+            if max_steps is not None and lengths.max() >= max_steps:
+                break
+            if not running.any():
+                break
+            if time.monotonic() > deadline:
+                raise EvaluationTimeout(
+                    f"{num} episodes were not over at their deadline, after {lengths.max()} steps"
+                )
+        return [
+            Episode(
+                seed,
+                float(returns[index]),
+                int(lengths[index]),
+                endings[index],
+                recorder.trajectory(endings[index], seed) if recorder is not None else None,
+            )
+            for index, (seed, recorder) in enumerate(zip(seeds, self._recorders, strict=True))
+        ]
+
+    def _act(self, observation: Observation) -> ActionBatch:
+        if not self._begun:
+            self._begun = True
+            for index, recorder in enumerate(self._recorders):
+                if recorder is not None:
+                    recorder.begin({key: value[index] for key, value in observation.items()})
+        chosen = self._policy.act(observation, self._deterministic)
+        if not np.isfinite(chosen.pre_tanh_action).all():
+            raise EvaluationError("the policy's actions are not finite")
+        return chosen
+
+
+class _Recorder:
+    """Collects one episode with the states to draw it from."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._observations: list[Observation] = []
+        self._states: list[np.ndarray] = []
+        self._rows: list[tuple[np.ndarray, np.ndarray, float, float]] = []
+        self._fields: dict[str, np.ndarray] = {}
+
+    def begin(self, observation: Observation) -> None:
+        self._fields = self._environment.model_fields()
+        self._observe(observation)
+
+    def add(
+        self,
+        observation: Observation,
+        action: np.ndarray,
+        pre_tanh_action: np.ndarray,
+        reward: float,
+        discount: float,
+    ) -> None:
+        self._rows.append((action.copy(), pre_tanh_action.copy(), reward, discount))
+        self._observe(observation)
+
+    def _observe(self, observation: Observation) -> None:
+        self._observations.append(
+            {k: (v[-1] if k == "pixels" else v).copy() for k, v in observation.items()}
+        )
+        self._states.append(self._environment.physics_state())
+
+    def trajectory(self, ending: Ending, seed: int) -> Trajectory:
+        actions, pre_tanh, rewards, discounts = zip(*self._rows, strict=True)
+        return Trajectory(
+            {k: np.stack([o[k] for o in self._observations]) for k in self._observations[0]},
+            np.stack(actions),
+            np.stack(pre_tanh),
+            np.array(rewards, np.float32),
+            np.array(discounts, np.float32),
+            ending,
+            np.stack(self._states),
+            self._fields,
+            seed,
+        )
+
+
+def shown_states(num_steps: int, step_seconds: float, fps: float) -> list[int]:
+    """Return which of states 0..num_steps are shown when an episode plays in real time at `fps`.
+
+    With more frames a second than steps every state is shown once; `playback_fps` then says at what
+    rate that is real time.
+    """
+    stride = max(1.0, 1.0 / (fps * step_seconds))
+    count = int(num_steps / stride + 1e-9) + 1
+    return [min(num_steps, round(number * stride)) for number in range(count)]
+
+
+def playback_fps(step_seconds: float, fps: float) -> float:
+    """Return the frame rate at which the states that `shown_states` picks play in real time."""
+    return min(fps, 1.0 / step_seconds)
+
+
+def render_trajectory(
+    task: str,
+    settings: EnvironmentSettings,
+    trajectory: Trajectory,
+    *,
+    width: int,
+    height: int,
+    camera: int | str = 0,
+    fps: float = 25.0,
+    quality: Quality = "look",
+    environment: Environment | None = None,
+) -> Iterator[np.ndarray]:
+    """Draw an episode again from its states, only the frames that are shown: uint8 [H, W, 3] each.
+
+    `environment` may be one of the same task that is kept for its graphics context.
+    """
+    owned = environment is None
+    if environment is None:
+        environment = make_environment(task, 0, ("state",), settings)
+    try:
+        environment.restore(trajectory.physics_state[0], trajectory.model_fields)
+        seconds = environment.spec.step_seconds
+        for index in shown_states(len(trajectory.action), seconds, fps):
+            environment.set_physics_state(trajectory.physics_state[index])
+            yield environment.render(width, height, camera, quality)
+    finally:
+        if owned:
+            environment.close()

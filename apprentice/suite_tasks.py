@@ -1,0 +1,63 @@
+"""The task names of the DeepMind Control Suite, for who checks a name without importing dm_control.
+
+dm_control takes more than a second to import; its version is locked, and a test holds this list
+against it (`tests/test_experiments.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SUITE_TASKS: Final = (
+    "acrobot-swingup",
+    "acrobot-swingup_sparse",
+    "ball_in_cup-catch",
+    "cartpole-balance",
+    "cartpole-balance_sparse",
+    "cartpole-swingup",
+    "cartpole-swingup_sparse",
+    "cartpole-three_poles",
+    "cartpole-two_poles",
+    "cheetah-run",
+    "dog-fetch",
+    "dog-run",
+    "dog-stand",
+    "dog-trot",
+    "dog-walk",
+    "finger-spin",
+    "finger-turn_easy",
+    "finger-turn_hard",
+    "fish-swim",
+    "fish-upright",
+    "hopper-hop",
+    "hopper-stand",
+    "humanoid-run",
+    "humanoid-run_pure_state",
+    "humanoid-stand",
+    "humanoid-walk",
+    "humanoid_CMU-run",
+    "humanoid_CMU-stand",
+    "humanoid_CMU-walk",
+    "lqr-lqr_2_1",
+    "lqr-lqr_6_2",
+    "manipulator-bring_ball",
+    "manipulator-bring_peg",
+    "manipulator-insert_ball",
+    "manipulator-insert_peg",
+    "pendulum-swingup",
+    "point_mass-easy",
+    "point_mass-hard",
+    "quadruped-escape",
+    "quadruped-fetch",
+    "quadruped-run",
+    "quadruped-walk",
+    "reacher-easy",
+    "reacher-hard",
+    "stacker-stack_2",
+    "stacker-stack_4",
+    "swimmer-swimmer15",
+    "swimmer-swimmer6",
+    "walker-run",
+    "walker-stand",
+    "walker-walk",
+)

@@ -1,0 +1,59 @@
+"""Builds the evaluation server's application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from apprentice.runs import Catalogue
+from evalserver.jobs import Jobs
+from evalserver.routes import problem, router
+
+MAX_WAITING = 9
+"""Requests at once: one that is served and eight that wait."""
+DEADLINE_SECONDS = 120.0
+
+
+def create_app(
+    runs: Path, max_waiting: int = MAX_WAITING, deadline_seconds: float = DEADLINE_SECONDS
+) -> FastAPI:
+    """Return the application that serves the runs in a folder."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        jobs = Jobs(max_waiting, deadline_seconds)
+        app.state.jobs = jobs
+        app.state.catalogue = Catalogue(runs)
+        jobs.start()
+        try:
+            yield
+        finally:
+            await jobs.close()
+
+    app = FastAPI(
+        title="Apprentice",
+        summary="Rollouts of trained policies over HTTP.",
+        version="1",
+        lifespan=lifespan,
+    )
+    app.include_router(router)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_parameters(request: Request, error: RequestValidationError) -> JSONResponse:
+        details = "; ".join(
+            f"{'.'.join(str(part) for part in entry['loc'][1:]) or 'request'}: {entry['msg']}"
+            for entry in error.errors()
+        )
+        return problem(422, "A parameter is wrong", details)
+
+    @app.exception_handler(HTTPException)
+    async def refuse(request: Request, error: HTTPException) -> JSONResponse:
+        return problem(error.status_code, "Refused", str(error.detail))
+
+    return app

@@ -1,0 +1,94 @@
+"""What may be asked of the evaluation server, with its bounds, and what it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LARGEST_PIXEL_BUDGET = 640 * 640 * 4000
+"""Width times height times frames that one request may ask for."""
+
+
+class EvaluateQuery(BaseModel):
+    """The parameters of GET /evaluate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    checkpoint: Annotated[str, Field(min_length=1, max_length=300)]
+    """`RUN`, `RUN:latest`, `RUN:best`, `RUN:STEP`, or `latest` for the newest run's newest."""
+    task: Annotated[str, Field(max_length=100)] | None = None
+    """Another task than the checkpoint's; its observations and actions must fit the policy."""
+    episodes: Annotated[int, Field(ge=1, le=16)] = 1
+    """Episodes to run; the video shows them one after another."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of the first episode; the others follow."""
+    deterministic: bool = True
+    """The policy's mean action rather than a sample."""
+    max_steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Agent steps after which an episode is cut; by default it runs to its end."""
+    camera: Annotated[str, Field(pattern=r"^[A-Za-z0-9_. -]{1,64}$")] = "0"
+    """Camera by index or name; -1 is the free camera."""
+    width: Annotated[int, Field(ge=16, le=640)] = 320
+    """Width of the video, in pixels."""
+    height: Annotated[int, Field(ge=16, le=640)] = 320
+    """Height of the video, in pixels."""
+    fps: Annotated[float, Field(ge=1, le=120, allow_inf_nan=False)] = 25.0
+    """Frames a second, played in real time: only the frames shown are rendered."""
+    format: Literal["mp4", "json"] = "mp4"
+    """The rollout as video, or its returns as JSON."""
+
+    @model_validator(mode="after")
+    def _within_budget(self) -> EvaluateQuery:
+        if self.format == "mp4":
+            frames = self.episodes * (self.max_steps or 1000)
+            wanted = self.width * self.height * frames
+            if wanted > LARGEST_PIXEL_BUDGET:
+                raise ValueError(
+                    f"expected width x height x frames of at most {LARGEST_PIXEL_BUDGET}, found "
+                    f"{self.width} x {self.height} x {frames}; ask for fewer episodes or smaller frames"
+                )
+        return self
+
+
+class EpisodeAnswer(BaseModel):
+    """One evaluated episode."""
+
+    seed: int
+    environment_return: float
+    length: int
+    ending: str
+
+
+class EvaluateAnswer(BaseModel):
+    """The answer to GET /evaluate?format=json."""
+
+    checkpoint: str
+    run: str
+    steps: int
+    task: str
+    deterministic: bool
+    return_mean: float
+    return_min: float
+    return_max: float
+    episodes: list[EpisodeAnswer]
+    seconds: dict[str, float]
+
+
+class CheckpointAnswer(BaseModel):
+    """One checkpoint of the catalogue."""
+
+    id: str
+    run: str
+    steps: int
+    best: bool
+
+
+class Problem(BaseModel):
+    """An error as application/problem+json (RFC 9457)."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    incident: str | None = None
