@@ -119,9 +119,10 @@ class Heartbeats:
         return time.monotonic() - self._heard
 
     def close(self) -> None:
-        """End the thread; waits for a call under way, at most its deadline."""
+        """End the thread and close the client, which ends a call under way."""
         self._closed.set()
-        self._thread.join(15.0)
+        self._client.close()
+        self._thread.join(5.0)
 
     def _beat(self) -> None:
         steps, told = 0, time.monotonic()
@@ -144,7 +145,7 @@ class Heartbeats:
             except NotAMember:
                 progress.give_back(episodes)
                 self._rejoin()
-            except LearnerError as error:
+            except (LearnerError, ValueError) as error:  # ValueError: the client was closed
                 progress.give_back(episodes)
                 log.debug("a heartbeat was not answered", reason=str(error))
             else:

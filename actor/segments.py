@@ -75,7 +75,9 @@ class SegmentBuilder:
         self._discount[rows, at] = step.discount
         for key, leading in self._leading.items():
             newest = step.next_observation[key]
-            self._observation[key][rows, leading + at] = newest[:, -1] if key == "pixels" else newest
+            self._observation[key][rows, leading + at] = (
+                newest[:, -1] if key == "pixels" else newest
+            )
         at += step.valid
         complete = (at == self._length) | (step.ending != Ending.GOES_ON)
         if not complete.any():

@@ -21,7 +21,7 @@ log = structlog.get_logger()
 EXIT_TRY_AGAIN = 75
 EXIT_CONFIGURATION = 78
 JOIN_SECONDS = 600.0
-FLUSH_SECONDS = 3.0
+FLUSH_SECONDS = 2.0
 
 
 def start(learner: str, replay: str, slot: int | None, should_stop: Callable[[], bool]) -> int:
@@ -66,9 +66,7 @@ def _act(
     settings, spec = experiment.actor, membership.specs[0]
     seeds = environment_seeds(experiment.seed, membership.slot, incarnation, settings.environments)
     environments = [
-        make_environment(
-            experiment.task, seed, experiment.observation_keys, experiment.environment
-        )
+        make_environment(experiment.task, seed, experiment.observation_keys, experiment.environment)
         for seed in seeds[2:]
     ]
     if environments[0].spec != spec:

@@ -11,9 +11,7 @@ import structlog
 def configure_logging(service: str, level: int = logging.INFO) -> None:
     """Set up logs for this process; every line carries the service's name."""
     terminal = sys.stderr.isatty()
-    renderer = (
-        structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
-    )
+    renderer = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

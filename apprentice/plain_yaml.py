@@ -86,7 +86,7 @@ class _Loader(_Resolver, yaml.SafeLoader):
     _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise _error(
                 "anchors and aliases are not supported; share settings by `extends`", event

@@ -76,7 +76,9 @@ def rollout(
         actions = chosen.action
         for index, environment in enumerate(environments):
             try:
-                observation, reward[index], discount[index], ended = environment.step(actions[index])
+                observation, reward[index], discount[index], ended = environment.step(
+                    actions[index]
+                )
             except PhysicsFault as fault:
                 num_faults[index] += 1
                 log.warning("an episode was aborted", reason=str(fault))

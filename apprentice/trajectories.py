@@ -60,7 +60,9 @@ def load_trajectory(path: Path) -> StoredTrajectory:
     try:
         size = path.stat().st_size
         if size > LARGEST_FILE_BYTES:
-            raise TrajectoryError(f"{path.name}: expected at most {LARGEST_FILE_BYTES} bytes, found {size}")
+            raise TrajectoryError(
+                f"{path.name}: expected at most {LARGEST_FILE_BYTES} bytes, found {size}"
+            )
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -39,9 +39,7 @@ def encode_mp4(frames: Iterable[np.ndarray], fps: float, path: Path | None = Non
     return data
 
 
-def _write_mp4(
-    path: Path, frames: Iterator[np.ndarray], first: np.ndarray, fps: float
-) -> None:
+def _write_mp4(path: Path, frames: Iterator[np.ndarray], first: np.ndarray, fps: float) -> None:
     height, width = first.shape[:2]
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:

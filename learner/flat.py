@@ -12,7 +12,9 @@ from torch import nn
 class FlatLayout:
     """Where each named parameter of a module lies in a vector."""
 
-    def __init__(self, module: nn.Module, include: Callable[[str], bool] = lambda name: True) -> None:
+    def __init__(
+        self, module: nn.Module, include: Callable[[str], bool] = lambda name: True
+    ) -> None:
         chosen = [(name, p) for name, p in module.named_parameters() if include(name)]
         self.names = tuple(name for name, _ in chosen)
         self.shapes = tuple(tuple(parameter.shape) for _, parameter in chosen)

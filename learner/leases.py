@@ -46,9 +46,7 @@ class ActorState:
 class Leases:
     """Slots given out for `lease_seconds`, renewed by heartbeats; safe to use from any thread."""
 
-    def __init__(
-        self, lease_seconds: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, lease_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.lease_seconds = lease_seconds
         self._clock = clock
         self._lock = threading.Lock()

@@ -265,9 +265,7 @@ class Runner:
                 "evaluation/seconds": result.seconds,
             },
         )
-        prune_checkpoints(
-            self._folder.checkpoints, self._experiment.checkpoint.keep, self._best[1]
-        )
+        prune_checkpoints(self._folder.checkpoints, self._experiment.checkpoint.keep, self._best[1])
 
     def _start_saving(self, now: float) -> None:
         if self._saver.busy:
@@ -398,10 +396,15 @@ class Runner:
         return state
 
     def _final_evaluation(self, checkpoint: Path | None) -> None:
-        deadline = time.monotonic() + self._experiment.evaluation.timeout_seconds
+        """Evaluate the last checkpoint, after an evaluation that may still be under way."""
+        deadline = time.monotonic() + 2 * self._experiment.evaluation.timeout_seconds
         steps = self._learning.counters.steps
+        self._await_evaluation(deadline)
         if not self._evaluator.busy and checkpoint is not None and steps > self._evaluated_steps:
             self._evaluate(checkpoint, steps)
+            self._await_evaluation(deadline)
+
+    def _await_evaluation(self, deadline: float) -> None:
         while self._evaluator.busy and time.monotonic() < deadline and not self._should_stop():
             self._watchdog.beat()
             time.sleep(TICK_SECONDS)

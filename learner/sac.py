@@ -151,7 +151,9 @@ class SAC:
             f"found {tuple(found[name].shape) if name in found else 'nothing'}"
             for name in sorted(current.keys() | found.keys())
             if name != "random/generator"
-            and (name not in current or name not in found or current[name].shape != found[name].shape)
+            and (
+                name not in current or name not in found or current[name].shape != found[name].shape
+            )
         ]
         if differing:
             raise ValueError(f"state of other networks: {'; '.join(differing[:5])}")

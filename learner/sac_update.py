@@ -233,9 +233,7 @@ def _gradient(objective: Callable[[torch.Tensor], object], vector: torch.Tensor)
     return gradient, (value, auxiliary)
 
 
-def _shifted(
-    observation: dict[str, torch.Tensor], shifts: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def _shifted(observation: dict[str, torch.Tensor], shifts: torch.Tensor) -> dict[str, torch.Tensor]:
     if "pixels" not in observation:
         return observation
     return {**observation, "pixels": shift_images(observation["pixels"], shifts)}

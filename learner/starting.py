@@ -60,9 +60,7 @@ def _run(
 ) -> int:
     experiment = load_resolved(experiment_file)
     device = select_device(experiment.learner)
-    spec = environment_spec(
-        experiment.task, experiment.observation_keys, experiment.environment
-    )
+    spec = environment_spec(experiment.task, experiment.observation_keys, experiment.environment)
     profile = Profile()
     learning = Learning(experiment, [spec], device, profile)
     resumed = resume(folder.checkpoints, learning, experiment, spec)

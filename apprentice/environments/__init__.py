@@ -45,7 +45,9 @@ def make_environment(
 
 
 @lru_cache(maxsize=64)
-def _spec(task: str, observation: tuple[str, ...], settings: EnvironmentSettings) -> EnvironmentSpec:
+def _spec(
+    task: str, observation: tuple[str, ...], settings: EnvironmentSettings
+) -> EnvironmentSpec:
     return make_environment(task, 0, observation, settings).spec
 
 

@@ -266,7 +266,8 @@ class Environment:
             self._pristine = {
                 name: value.copy()
                 for name in dir(model)
-                if not name.startswith("_") and isinstance(value := getattr(model, name), np.ndarray)
+                if not name.startswith("_")
+                and isinstance(value := getattr(model, name), np.ndarray)
             }
         return self._pristine
 

@@ -29,9 +29,7 @@ class Policy:
     def act(self, observation: Observation, deterministic: bool = False) -> ActionBatch:
         """Choose an action for each of K observations: tanh of the mean, or of a sample."""
         with torch.inference_mode():
-            inputs = {
-                key: torch.from_numpy(observation[key]) for key in self._module.encoder.keys
-            }
+            inputs = {key: torch.from_numpy(observation[key]) for key in self._module.encoder.keys}
             pre_tanh, log_std = self._module(inputs)
             if not deterministic:
                 noise = torch.randn(pre_tanh.shape, generator=self._generator)
@@ -44,7 +42,9 @@ class Policy:
         expected = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
         if found != expected:
             differing = sorted(
-                name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
+                name
+                for name in found.keys() | expected.keys()
+                if found.get(name) != expected.get(name)
             )
             details = "; ".join(
                 f"{name}: expected {expected.get(name, 'nothing')}, found {found.get(name, 'nothing')}"

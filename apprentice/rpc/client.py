@@ -168,9 +168,7 @@ class LearnerClient:
         """Return how the run is doing."""
         reply = self._call(self._stub.GetStatus, pb.GetStatusRequest())
         fields = json.loads(reply.status_json) if reply.status_json else {}
-        return LearnerStatus(
-            reply.state, reply.steps, reply.updates, reply.policy_version, fields
-        )
+        return LearnerStatus(reply.state, reply.steps, reply.updates, reply.policy_version, fields)
 
     def control(self, action: Action) -> None:
         """Ask the learner to pause, resume, stop, or write a checkpoint now."""

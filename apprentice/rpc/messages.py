@@ -69,9 +69,7 @@ def encode_policy(policy_version: int, tensors: Mapping[str, torch.Tensor]) -> E
         if tensor.dtype not in _NAMES:
             raise ValueError(f"{name}: expected one of {sorted(_DTYPES)}, found {tensor.dtype}")
         contiguous = tensor.detach().contiguous()
-        specs.append(
-            pb.TensorSpec(name=name, dtype=_NAMES[tensor.dtype], shape=list(tensor.shape))
-        )
+        specs.append(pb.TensorSpec(name=name, dtype=_NAMES[tensor.dtype], shape=list(tensor.shape)))
         parts.append(contiguous.reshape(-1).view(torch.uint8).numpy().tobytes())
     data = b"".join(parts)
     header = pb.PolicyHeader(
@@ -134,9 +132,7 @@ class PolicyAssembler:
                 raise TornPolicy("data came before its header")
             self._data += chunk.data
             if len(self._data) > self._header.num_bytes:
-                raise TornPolicy(
-                    f"expected {self._header.num_bytes} bytes of policy, found more"
-                )
+                raise TornPolicy(f"expected {self._header.num_bytes} bytes of policy, found more")
         header = self._header
         if header is None or len(self._data) < header.num_bytes:
             return None
