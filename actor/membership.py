@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import structlog
 
+from apprentice.profiling import Span
 from apprentice.rpc import (
     ActorReport,
     EpisodeReport,
@@ -94,7 +95,7 @@ class Heartbeats:
         membership: Membership,
         incarnation: int,
         progress: Progress,
-        spans: Callable[[], dict[str, tuple[float, int]]],
+        spans: Callable[[], dict[str, Span]],
         period_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._client = client

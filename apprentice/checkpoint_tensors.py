@@ -42,7 +42,8 @@ def describe_tensors(name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str
                 f"{name}/{key}: expected one of the dtypes {', '.join(TORCH_TYPES)}, found {tensor.dtype}"
             )
         _refuse_non_finite(name, key, tensor)
-        entries[key] = TensorEntry(dtype=_NAMES[tensor.dtype], shape=tuple(tensor.shape))
+        entry = {"dtype": _NAMES[tensor.dtype], "shape": tuple(tensor.shape)}
+        entries[key] = TensorEntry.model_validate(entry)
     return entries
 
 

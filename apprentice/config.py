@@ -146,7 +146,8 @@ class ReplaySettings(Settings):
             )
         if self.segment_length > self.capacity:
             raise ValueError(
-                f"replay.segment_length: expected at most replay.capacity ({self.capacity}), found {self.segment_length}"
+                f"replay.segment_length: expected at most replay.capacity ({self.capacity}), "
+                f"found {self.segment_length}"
             )
         if self.sampling != "transitions" and self.sampled_length > self.segment_length:
             raise ValueError(

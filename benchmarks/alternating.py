@@ -20,7 +20,7 @@ class Contestant:
         self, command: Sequence[str], cores: Sequence[int], environment: Mapping[str, str]
     ) -> None:
         pinned = ["taskset", "-c", ",".join(map(str, cores)), *command]
-        self._process = subprocess.Popen(  # noqa: S603 - our own scripts
+        self._process = subprocess.Popen(
             pinned, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(environment)
         )
         self._expect("ready")

@@ -7,7 +7,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 OBSERVATIONS, ACTIONS, BATCH, NUM_BATCHES = 17, 6, 256, 64
@@ -62,10 +64,10 @@ def measure_sb3(threads: int, seconds: float) -> None:
         observation_space = gymnasium.spaces.Box(-10.0, 10.0, (OBSERVATIONS,), numpy.float32)
         action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTIONS,), numpy.float32)
 
-        def reset(self, *, seed=None, options=None):  # type: ignore[no-untyped-def]
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
             return self.observation_space.sample(), {}
 
-        def step(self, action):  # type: ignore[no-untyped-def]
+        def step(self, action: Any) -> Any:
             return self.observation_space.sample(), 1.0, False, False, {}
 
     policy = {"net_arch": [256, 256]}
@@ -83,7 +85,7 @@ def measure_sb3(threads: int, seconds: float) -> None:
     _answer(round_of, seconds)
 
 
-def _answer(round_of, seconds: float) -> None:  # type: ignore[no-untyped-def]
+def _answer(round_of: Callable[[int], None], seconds: float) -> None:
     round_of(20)
     started = time.perf_counter()
     round_of(30)

@@ -137,8 +137,11 @@ def services_of(launch: Launch, exit_when_done: bool) -> tuple[Service, ...]:
     )
     learner = _service(
         "learner",
-        (*experiment, "--run-directory", str(folder.path), "--replay", replay_address)
-        + ("--host", host, "--port", str(ports.learner)),
+        (
+            *experiment,
+            *("--run-directory", str(folder.path), "--replay", replay_address),
+            *("--host", host, "--port", str(ports.learner)),
+        ),
         30.0,
     )
     actors = tuple(

@@ -49,7 +49,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **service.environment},
                 start_new_session=True,
-                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509
+                preexec_fn=_die_with(os.getpid()),
             )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ class TwinCritic(nn.Module):
             values = torch.relu(torch.bmm(values, weight) + bias)
         # One output per critic is a sum of products, cheaper than a product with one column.
         products = values * weights[-1].transpose(1, 2)
-        return products.sum(-1) + biases[-1].squeeze(-1)
+        return torch.add(products.sum(-1), biases[-1].squeeze(-1))
 
 
 def _orthogonal(rows: int, columns: int) -> torch.Tensor:

@@ -105,7 +105,7 @@ class Evaluator:
 
     def _start(self) -> None:
         environment = {**os.environ, "MUJOCO_GL": os.environ.get("MUJOCO_GL", "disabled")}
-        self._child = subprocess.Popen(  # noqa: S603 - our own module
+        self._child = subprocess.Popen(
             [sys.executable, "-m", "learner.evaluating"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -182,7 +182,7 @@ def main() -> None:
     for line in sys.stdin:
         try:
             answer = evaluate_checkpoint(json.loads(line))
-        except Exception as error:  # the learner logs it and skips this evaluation
+        except Exception as error:  # noqa: BLE001 - the learner logs it and skips this evaluation
             answer = {"error": f"{type(error).__name__}: {error}"}
         if os.getppid() != parent:
             return

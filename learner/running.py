@@ -12,7 +12,7 @@ from apprentice.checkpoint import prune_checkpoints, read_best, record_best, wri
 from apprentice.config import Experiment
 from apprentice.metrics import MetricsWriter
 from apprentice.profiling import Profile
-from apprentice.runs import RunFolder, RunStatus
+from apprentice.runs import RunFolder, RunState, RunStatus
 from apprentice.types import EnvironmentSpec, Segment
 from apprentice.watchdog import Watchdog
 from learner.evaluating import Evaluator
@@ -77,7 +77,7 @@ class Runner:
         self._evaluation_returns: list[float] = []
         self._best: tuple[float, str] | None = None
         self._rollbacks = 0
-        self._state = "starting"
+        self._state: RunState = "starting"
         self._paused = False
         self._stop_asked = False
         self._checkpoint_asked = False
@@ -119,7 +119,7 @@ class Runner:
         self._message = reason
         self._report("failed")
 
-    def run(self) -> str:
+    def run(self) -> RunState:
         """Run until the budget, the target return or a stop; return the final state."""
         self._watchdog.start()
         try:
@@ -128,7 +128,7 @@ class Runner:
             self._watchdog.stop()
             self._evaluator.close()
 
-    def _run(self) -> str:
+    def _run(self) -> RunState:
         learning, settings = self._learning, self._experiment.learner
         free_running = self._experiment.replay.updates_per_step is None
         while True:
@@ -348,10 +348,12 @@ class Runner:
             values.update(span_metrics(f"actor-{slot}", spans))
         self._last_metrics.update(values)
         self._metrics.write(learning.counters.steps, learning.counters.updates, values)
-        state = "paused" if self._paused else "training" if learning.warm else "waiting"
-        self._report(state)
+        if self._paused:
+            self._report("paused")
+        else:
+            self._report("training" if learning.warm else "waiting")
 
-    def _report(self, state: str) -> None:
+    def _report(self, state: RunState) -> None:
         counters, values = self._learning.counters, self._last_metrics
         self._state = state
         status = RunStatus(
@@ -377,7 +379,7 @@ class Runner:
         self._folder.write_status(status)
         self._service.set_status(status.model_dump_json(), state, counters.steps, counters.updates)
 
-    def _end(self, state: str) -> str:
+    def _end(self, state: RunState) -> RunState:
         """Write the last checkpoint, evaluate it where the run is complete, and let the actors go."""
         log.info("the run ends", state=state, **self._learning.counters._asdict())
         deadline = time.monotonic() + 30.0

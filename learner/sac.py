@@ -59,7 +59,6 @@ class SAC:
 
     def update(self, batch: Transition, reward: torch.Tensor) -> None:
         """Make one update on a batch of B transitions, with `reward` [B] in place of any stored one."""
-        settings = self._settings
         self.num_updates += 1
         key = self._form(self.num_updates)
         if key not in self._updates:
@@ -81,7 +80,9 @@ class SAC:
             if key not in self._updates:
                 self._updates[key] = self._build(*key)
                 copies = SACState(
-                    *(AdamState(*(t.clone() for t in adam)) for adam in self.state[:3]),
+                    _copied(self.state.critic),
+                    _copied(self.state.policy),
+                    _copied(self.state.log_temperature),
                     self.state.target_critic.clone(),
                 )
                 self._updates[key](
@@ -210,6 +211,10 @@ class SAC:
             bfloat16=self._experiment.learner.precision == "bfloat16",
         )
         return compiled(plain, self._experiment.learner.compile, self._device)
+
+
+def _copied(adam: AdamState) -> AdamState:
+    return AdamState(*(tensor.clone() for tensor in adam))
 
 
 def compiled(update: Update, mode: str, device: torch.device) -> Update:

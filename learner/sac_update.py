@@ -228,7 +228,7 @@ def make_update(
     return update
 
 
-def _gradient(objective: Callable[[torch.Tensor], object], vector: torch.Tensor) -> tuple:  # type: ignore[type-arg]
+def _gradient(objective: Callable[[torch.Tensor], object], vector: torch.Tensor) -> tuple:
     gradient, (value, auxiliary) = grad_and_value(objective, has_aux=True)(vector)
     return gradient, (value, auxiliary)
 

@@ -41,7 +41,7 @@ class CheckpointSaver:
         def work() -> None:
             try:
                 self._result = SaveResult(steps, save(), None, final)
-            except Exception as error:  # reported by `poll`; the learner decides
+            except Exception as error:  # noqa: BLE001 - reported by `poll`; the learner decides
                 self._result = SaveResult(steps, None, f"{type(error).__name__}: {error}", final)
 
         self._thread = threading.Thread(target=work, name="checkpoint")

@@ -205,7 +205,7 @@ class _Handler(pb_grpc.LearnerServicer):
     def _policy_version(self) -> int:
         return self._policy.header.policy_version if self._policy else 0
 
-    def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext) -> pb.JoinReply:  # noqa: N802
+    def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext) -> pb.JoinReply:
         if request.protocol_version != PROTOCOL_VERSION:
             _refuse(
                 context,
@@ -239,7 +239,7 @@ class _Handler(pb_grpc.LearnerServicer):
             policy_version=self._policy_version,
         )
 
-    def Heartbeat(  # noqa: N802
+    def Heartbeat(
         self, request: pb.HeartbeatRequest, context: grpc.ServicerContext
     ) -> pb.HeartbeatReply:
         try:
@@ -270,7 +270,7 @@ class _Handler(pb_grpc.LearnerServicer):
             policy_version=self._policy_version,
         )
 
-    def StreamPolicies(  # noqa: N802
+    def StreamPolicies(
         self, request: pb.StreamPoliciesRequest, context: grpc.ServicerContext
     ) -> Iterator[pb.PolicyChunk]:
         sent = request.known_policy_version
@@ -287,14 +287,12 @@ class _Handler(pb_grpc.LearnerServicer):
             yield from policy.chunks()
             sent = policy.header.policy_version
 
-    def GetStatus(  # noqa: N802
+    def GetStatus(
         self, request: pb.GetStatusRequest, context: grpc.ServicerContext
     ) -> pb.GetStatusReply:
         return self._status
 
-    def Control(  # noqa: N802
-        self, request: pb.ControlRequest, context: grpc.ServicerContext
-    ) -> pb.ControlReply:
+    def Control(self, request: pb.ControlRequest, context: grpc.ServicerContext) -> pb.ControlReply:
         command = _COMMANDS.get(request.action)
         if command is None:
             _refuse(

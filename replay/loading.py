@@ -36,7 +36,7 @@ def try_load_within(
         "settings": settings.model_dump(mode="json"),
     }
     try:
-        result = subprocess.run(  # noqa: S603 - this very module
+        result = subprocess.run(
             [sys.executable, "-m", "replay.loading"],
             input=json.dumps(request),
             capture_output=True,

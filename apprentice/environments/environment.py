@@ -50,9 +50,12 @@ class Environment:
         suite_environment = load_suite_task(self._task_identity, seed)
         self._seed = seed
         # The model of lqr is drawn from the same stream, before the first episode.
-        drawn = suite_environment.task.random.get_state()[1:3]
-        fresh = np.random.RandomState(seed).get_state()[1:3]
-        self._builds_at_random = not all(map(np.array_equal, drawn, fresh))
+        drawn: Any = suite_environment.task.random.get_state(legacy=False)
+        fresh: Any = np.random.RandomState(seed).get_state(legacy=False)
+        self._builds_at_random = not (
+            drawn["state"]["pos"] == fresh["state"]["pos"]
+            and np.array_equal(drawn["state"]["key"], fresh["state"]["key"])
+        )
         self._suite = suite_environment
         self._task: Any = suite_environment.task
         self._physics: Any = suite_environment.physics

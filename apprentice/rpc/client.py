@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import grpc
 
 from apprentice.config import Experiment
+from apprentice.profiling import Span
 from apprentice.rpc.errors import (
     LearnerError,
     LearnerUnavailable,
@@ -78,7 +79,7 @@ class ActorReport:
     policy_version: int = 0
     episodes: Sequence[EpisodeReport] = ()
     faults: int = 0
-    spans: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    spans: Mapping[str, Span] = field(default_factory=dict)
 
 
 class HeartbeatReply(NamedTuple):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from apprentice.profiling import Span
 from apprentice.rpc.v1 import learner_pb2 as pb
 
 PROTOCOL_VERSION = 1
@@ -140,6 +141,6 @@ class PolicyAssembler:
         return decode_policy(header, bytes(self._data))
 
 
-def span_messages(spans: Mapping[str, tuple[float, int]]) -> Iterable[pb.Span]:
+def span_messages(spans: Mapping[str, Span]) -> Iterable[pb.Span]:
     """Return spans as messages."""
     return [pb.Span(name=name, seconds=s, units=max(0, u)) for name, (s, u) in spans.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import structlog
@@ -38,7 +39,7 @@ class PolicySubscription:
         self._signature: dict[str, tuple[str, tuple[int, ...]]] | None = None
         self._heard = time.monotonic()
         self._closed = threading.Event()
-        self._call: grpc.Call | None = None
+        self._call: Any = None
         self.num_refused = 0
         self._thread = threading.Thread(target=self._follow, name="policies")
         self._thread.start()
@@ -71,7 +72,7 @@ class PolicySubscription:
                 self._read(pb_grpc.LearnerStub(channel))
             except grpc.RpcError as error:
                 if not self._closed.is_set():
-                    log.debug("the stream of policies broke off", reason=str(error.code()))  # type: ignore[attr-defined]
+                    log.debug("the stream of policies broke off", reason=str(error.code()))
             except TornPolicy as error:
                 self.num_refused += 1
                 log.warning("a policy was refused; the old one stays in use", reason=str(error))
@@ -86,7 +87,7 @@ class PolicySubscription:
             incarnation=self._incarnation,
             known_policy_version=self._known_version,
         )
-        call = stub.StreamPolicies(request)
+        call: Any = stub.StreamPolicies(request)
         with self._lock:
             self._call = call
         if self._closed.is_set():
