@@ -87,7 +87,7 @@ class SamplerThread:
             except ReplayMismatch as error:
                 self._error = error
                 return
-            except Exception as error:  # whatever Reverb's stream ended with
+            except Exception as error:  # noqa: BLE001 - whatever Reverb's stream ended with
                 log.warning("a sampler is made anew", table=self._table, reason=str(error))
                 self._closed.wait(0.2)
 

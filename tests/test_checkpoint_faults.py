@@ -58,8 +58,8 @@ class Writer:
         """Write a checkpoint; `inject` are strace's -e expressions."""
         pid = int(self._ask(f"{folder} {steps}"))
         options = [option for expression in inject for option in ("-e", expression)]
-        strace = subprocess.Popen(  # noqa: S603
-            ["strace", "-y", "-o", str(self._log), "-p", str(pid), *options],  # noqa: S607
+        strace = subprocess.Popen(
+            ["strace", "-y", "-o", str(self._log), "-p", str(pid), *options],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -85,10 +85,10 @@ class Writer:
 def _why_not_strace() -> str | None:
     if shutil.which("strace") is None:
         return "strace is not installed (apt-get install strace)"
-    probe = subprocess.Popen(["sleep", "5"])  # noqa: S607
+    probe = subprocess.Popen(["sleep", "5"])
     try:
         strace = ["strace", "-o", os.devnull, "-p", str(probe.pid)]
-        tracer = subprocess.Popen(strace, stderr=subprocess.PIPE, text=True)  # noqa: S603
+        tracer = subprocess.Popen(strace, stderr=subprocess.PIPE, text=True)
         assert tracer.stderr is not None
         line = tracer.stderr.readline()
         return (
@@ -249,9 +249,9 @@ def test_every_byte_is_on_the_disk_before_the_name_is(
 
 def test_a_full_and_a_read_only_disk_are_reported_and_lose_nothing(tmp_path: Path) -> None:
     unshare = shutil.which("unshare")
-    if unshare is None or subprocess.run([unshare, "-m", "true"], check=False).returncode:  # noqa: S603
+    if unshare is None or subprocess.run([unshare, "-m", "true"], check=False).returncode:
         pytest.skip("a mount namespace of its own needs root (unshare -m)")
-    child = subprocess.run(  # noqa: S603
+    child = subprocess.run(
         [unshare, "-m", sys.executable, "-m", "tests.checkpoint_child", "disk", str(tmp_path)],
         cwd=REPOSITORY,
         capture_output=True,

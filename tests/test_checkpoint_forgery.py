@@ -319,7 +319,7 @@ assert "pickle.find_class" in events, "the hook does not work"
 """
     bomb = checkpoint.parent / "bomb.pt"
     bomb.write_bytes(pickles(checkpoint.parent / "canary")["zip"])
-    child = subprocess.run(  # noqa: S603
+    child = subprocess.run(
         [sys.executable, "-c", script, str(checkpoint), str(bomb)],
         cwd=REPOSITORY,
         capture_output=True,

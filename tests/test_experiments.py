@@ -228,7 +228,7 @@ def test_experiment_is_refused_without_importing_a_framework(write: Write) -> No
         "except ExperimentError as error: print(error)\n"
         "print(sorted({'torch', 'dm_control', 'mujoco', 'grpc'} & set(sys.modules)))\n"
     )
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-c", code, write("task: reacher-esay")],
         env={**os.environ, "PYTHONPATH": str(experiments.EXPERIMENTS.parent)},
         capture_output=True,

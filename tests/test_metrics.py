@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def run_python(script: str, *arguments: str) -> str:
-    child = subprocess.run(  # noqa: S603
+    child = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         cwd=REPOSITORY,
         capture_output=True,
@@ -124,7 +124,7 @@ for steps in range(10**9):
     if steps == 200:
         print("going", flush=True)
 """
-    child = subprocess.Popen(  # noqa: S603
+    child = subprocess.Popen(
         [sys.executable, "-c", script, str(path)], cwd=REPOSITORY, stdout=subprocess.PIPE
     )
     assert child.stdout is not None and child.stdout.readline() == b"going\n"

@@ -84,7 +84,7 @@ except RunLocked as error:
     print(error)
 """
         command = [sys.executable, "-c", script, str(tmp_path / "run")]
-        child = subprocess.run(  # noqa: S603
+        child = subprocess.run(
             command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True
         )
         assert holder in child.stdout
@@ -101,7 +101,7 @@ with RunFolder(Path(sys.argv[1])).lock():
     os.kill(os.getpid(), 9)
 """
     command = [sys.executable, "-c", script, str(tmp_path / "run")]
-    child = subprocess.run(command, cwd=REPOSITORY, timeout=60, check=False)  # noqa: S603
+    child = subprocess.run(command, cwd=REPOSITORY, timeout=60, check=False)
     assert child.returncode == -9
     assert "pid" in (tmp_path / "run" / ".lock").read_text()
     with RunFolder(tmp_path / "run").lock():

@@ -44,7 +44,7 @@ class _SetUp:
 
     def run(self, lock: str) -> subprocess.CompletedProcess[str]:
         self.log.write_text("")
-        return subprocess.run(  # noqa: S603
+        return subprocess.run(
             [self.folder / "requirements" / "install", lock],
             env={**os.environ, "PYTHON": str(self.python), "SYSTEM_PACKAGES": "no"},
             capture_output=True,
@@ -114,7 +114,7 @@ def test_other_python_is_refused_with_what_to_type(set_up: _SetUp) -> None:
     bare.mkdir()
     for tool in ("bash", "dirname", "flock", "sed"):
         (bare / tool).symlink_to(Path(str(shutil.which(tool))))
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [set_up.folder / "requirements" / "install", "base"],
         env={"PATH": str(bare), "PYTHON": str(set_up.python), "SYSTEM_PACKAGES": "no"},
         capture_output=True,

@@ -82,7 +82,7 @@ def _complaint_of_script(script: str, arguments: list[str]) -> str:
 @cache
 def _help_of(script: str) -> frozenset[str]:
     """Return the words of what `--help` prints."""
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, str(_ROOT / script), "--help"],
         capture_output=True,
         text=True,

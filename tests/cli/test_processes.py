@@ -22,7 +22,7 @@ Supervisor(services, Path(sys.argv[1]), judge).run()
 
 
 def test_children_die_within_seconds_when_the_supervisor_is_killed(tmp_path: Path) -> None:
-    supervisor = subprocess.Popen(  # noqa: S603
+    supervisor = subprocess.Popen(
         [sys.executable, "-c", _SUPERVISE, str(tmp_path)], cwd=Path(__file__).resolve().parents[2]
     )
     try:

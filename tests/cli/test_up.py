@@ -42,7 +42,7 @@ class _Up:
         path = os.pathsep.join((str(self.folder / "fakes"), str(_ROOT)))
         with self.output.open("ab") as output:
             target = output if terminal is None else terminal
-            self.process = subprocess.Popen(  # noqa: S603
+            self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "cli", "up", *arguments],
                 cwd=self.folder,
                 env={**os.environ, "PYTHONPATH": path, "TERM": "xterm-256color"},

@@ -42,7 +42,7 @@ np.savez(sys.argv[2], **frames)
 
 
 def run(code: str, *arguments: str, **environment: str) -> str:
-    result = subprocess.run(  # noqa: S603
+    result = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, **environment},
         cwd=ROOT,
