@@ -114,7 +114,8 @@ class SegmentWriter:
             remaining = deadline - time.monotonic()
             try:
                 self._ensure_writer(remaining)
-                milliseconds = int(1000 * max(0.0, min(remaining, _SLICE_SECONDS)))
+                # Reverb takes 0 for no limit at all.
+                milliseconds = max(1, int(1000 * min(remaining, _SLICE_SECONDS)))
                 self._writer.Flush(num_segments, milliseconds)
                 if num_segments == 0:
                     self._unconfirmed.clear()
