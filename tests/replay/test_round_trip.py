@@ -160,6 +160,23 @@ def test_a_full_feed_holds_the_writer_and_says_why(make_server: MakeServer) -> N
     reader.close()
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("timeout_seconds", [0.0, 1e-5, 0.0009])
+def test_a_wait_of_less_than_a_millisecond_is_not_one_for_ever(
+    make_server: MakeServer, timeout_seconds: float
+) -> None:
+    server = make_server().start()
+    writer = SegmentWriter(server.address, (STATE,), SETTINGS)
+    with pytest.raises(ReplayUnavailable):
+        for number in range(100):
+            writer.append(make_segment(episode=number), timeout_seconds=1.0)
+    started = time.monotonic()
+    with pytest.raises(ReplayUnavailable):
+        writer.append(make_segment(episode=100), timeout_seconds=timeout_seconds)
+    assert time.monotonic() - started < 5.0
+    writer.close(0.1)
+
+
 def test_a_reader_that_is_not_polled_takes_a_bounded_number(make_server: MakeServer) -> None:
     server = make_server().start()
     reader = FeedReader(server.address, (STATE,), SETTINGS)
@@ -225,3 +242,17 @@ def test_recovery_from_a_server_that_is_not_there_says_so() -> None:
 def test_addresses_are_checked_at_once() -> None:
     with pytest.raises(ValueError, match="expected HOST:PORT, found 'localhost'"):
         SegmentWriter("localhost", (STATE,), SETTINGS)
+
+
+def test_a_timeout_of_zero_is_not_for_ever(make_server: MakeServer) -> None:
+    server = make_server().start()
+    writer = SegmentWriter(server.address, (STATE,), SETTINGS)
+    writer.append(make_segment())
+    with pytest.raises(ReplayUnavailable):
+        for number in range(1, 10):
+            writer.append(make_segment(episode=number), timeout_seconds=0.5)
+    started = time.monotonic()
+    with pytest.raises(ReplayUnavailable):
+        writer.append(make_segment(episode=11), timeout_seconds=0.0)
+    assert time.monotonic() - started < 2.0
+    writer.close(0.0)
