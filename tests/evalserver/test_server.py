@@ -1,0 +1,321 @@
+"""The evaluation server as a process, over real HTTP."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import psutil
+import pytest
+import torch
+
+from apprentice.checkpoint import write_checkpoint
+from apprentice.config import Experiment
+from apprentice.environments import environment_spec, probe_rendering
+from apprentice.networks import build_policy
+from apprentice.ports import is_free
+from apprentice.runs import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_graphics = pytest.mark.skipif(probe_rendering().name == "none", reason="nothing draws here")
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Server:
+    """A server over a folder of runs with one untrained checkpoint."""
+
+    def __init__(self, runs: Path, log: Path) -> None:
+        self.port = next(port for port in range(23100, 23999) if is_free("127.0.0.1", port))
+        self.log = log
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "evalserver", "--runs", str(runs), "--port", str(self.port)],
+            cwd=ROOT,
+            stderr=log.open("wb"),
+        )
+
+    def get(self, path: str, **query: Any) -> Reply:
+        url = f"http://127.0.0.1:{self.port}{path}"
+        if query:
+            url += "?" + urllib.parse.urlencode(query)
+        try:
+            with urllib.request.urlopen(url, timeout=100) as reply:  # noqa: S310
+                return Reply(reply.status, dict(reply.headers), reply.read())
+        except urllib.error.HTTPError as error:
+            return Reply(error.code, dict(error.headers), error.read())
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                if self.get("/readyz").status == 200:
+                    return
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+
+def make_run(root: Path, name: str, task: str, steps: int = 100) -> str:
+    experiment = Experiment(name=name, task=task)
+    folder = RunFolder.create(root, experiment)
+    spec = environment_spec(task, ("state",), experiment.environment)
+    torch.manual_seed(0)
+    write_checkpoint(
+        folder.checkpoints,
+        run=folder.path.name,
+        steps=steps,
+        updates=7,
+        policy_version=1,
+        experiment=experiment,
+        environment=spec,
+        tensors={"policy": build_policy(experiment, spec).state_dict()},
+        state={},
+    )
+    return folder.path.name
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def run(runs: Path) -> str:
+    return make_run(runs, "reach", "reacher-easy")
+
+
+@pytest.fixture(scope="module")
+def server(runs: Path, run: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(runs, tmp_path_factory.mktemp("log") / "server.log")
+    server.wait_until_ready()
+    yield server
+    server.process.kill()
+    server.process.wait(10)
+
+
+@needs_graphics
+def test_a_rollout_comes_as_a_video_that_plays(server: Server, run: str) -> None:
+    reply = server.get(
+        "/evaluate", checkpoint=run, max_steps=40, width=64, height=48, seed=3, fps=25
+    )
+    assert reply.status == 200, reply.body
+    assert reply.headers["content-type"] == "video/mp4"
+    assert reply.headers["x-apprentice-checkpoint"].startswith(run)
+    with av.open(io.BytesIO(reply.body)) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    assert len(frames) == 21  # every second of states 0..40
+    assert frames[0].shape == (48, 64, 3)
+    assert frames[0].std() > 5
+    assert abs(frames[0].astype(int) - frames[-1]).mean() > 0.5  # the arm moves
+
+
+def test_returns_come_as_json_and_repeat_with_the_seed(server: Server, run: str) -> None:
+    query = {"format": "json", "episodes": 3, "seed": 5, "max_steps": 60}
+    first = server.get("/evaluate", checkpoint="latest", **query)
+    assert first.status == 200, first.body
+    answer = first.json
+    assert (answer["run"], answer["task"], answer["steps"]) == (run, "reacher-easy", 100)
+    assert [episode["seed"] for episode in answer["episodes"]] == [5, 6, 7]
+    assert [episode["length"] for episode in answer["episodes"]] == [60, 60, 60]
+    again = server.get("/evaluate", checkpoint=f"{run}:100", **query)
+    assert again.json["episodes"] == answer["episodes"]
+
+
+def test_another_task_that_does_not_fit_is_explained(server: Server, run: str) -> None:
+    reply = server.get("/evaluate", checkpoint=run, task="cheetah-run", format="json")
+    assert reply.status == 422
+    assert "'state': [6]" in reply.json["detail"]
+    assert "'state': [17]" in reply.json["detail"]
+    fits = server.get("/evaluate", checkpoint=run, task="reacher-hard", format="json", max_steps=5)
+    assert fits.status == 200
+    unknown = server.get("/evaluate", checkpoint=run, task="reacher-esy", format="json")
+    assert "did you mean 'reacher-easy'" in unknown.json["detail"]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [
+        ("episodes", 0),
+        ("episodes", 17),
+        ("episodes", "nan"),
+        ("width", 100_000),
+        ("height", -1),
+        ("fps", "1e309"),
+        ("fps", "nan"),
+        ("fps", 0),
+        ("max_steps", 10_001),
+        ("seed", -1),
+        ("format", "exe"),
+        ("camera", "../x"),
+        ("colour", "red"),
+    ],
+)
+def test_parameters_out_of_bounds_are_named(
+    server: Server, run: str, parameter: str, value: object
+) -> None:
+    reply = server.get("/evaluate", checkpoint=run, **{parameter: value})
+    assert reply.status == 422
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert parameter in reply.json["detail"]
+
+
+def test_a_request_for_too_many_pixels_is_refused_before_any_work(server: Server, run: str) -> None:
+    query = {"checkpoint": run, "width": 640, "height": 640, "episodes": 16, "max_steps": 10_000}
+    started = time.monotonic()
+    reply = server.get("/evaluate", **query)
+    assert reply.status == 422
+    assert "width x height x frames" in reply.json["detail"]
+    assert time.monotonic() - started < 1.0
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "status"),
+    [
+        ("no-such-run", 404),
+        ("../../etc/passwd", 422),
+        ("%2e%2e%2fetc", 422),
+        ("..", 404),
+        ("a:b:c", 422),
+        ("/etc/passwd", 422),
+        ("x\0y", 422),
+    ],
+)
+def test_ids_are_looked_up_and_never_joined_to_a_path(
+    server: Server, runs: Path, checkpoint: str, status: int
+) -> None:
+    reply = server.get("/evaluate", checkpoint=checkpoint, format="json")
+    assert reply.status in (404, 422)
+    assert reply.status == status
+    assert str(runs) not in reply.body.decode()
+
+
+@needs_graphics
+def test_an_unknown_camera_lists_those_there_are(server: Server, run: str) -> None:
+    reply = server.get("/evaluate", checkpoint=run, camera="9", max_steps=2)
+    assert reply.status == 422
+    assert "0 'fixed'" in reply.json["detail"]
+
+
+def test_checkpoints_are_listed(server: Server, run: str) -> None:
+    listed = server.get("/checkpoints").json
+    assert {"id": f"{run}:100", "run": run, "steps": 100, "best": False} in listed
+
+
+def test_a_corrupt_checkpoint_is_refused_with_the_reason(server: Server, runs: Path) -> None:
+    name = make_run(runs, "broken", "reacher-easy", steps=5)
+    victim = next((runs / name / "checkpoints").glob("step-*/policy.safetensors"))
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1
+    victim.write_bytes(data)
+    reply = server.get("/evaluate", checkpoint=name, format="json")
+    assert reply.status == 422
+    assert "cannot be used" in reply.json["detail"]
+    assert str(runs) not in reply.body.decode()
+
+
+def worker_of(server: Server) -> psutil.Process:
+    (worker,) = psutil.Process(server.process.pid).children()
+    return worker
+
+
+def test_a_crash_of_the_worker_costs_one_request(server: Server, run: str) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        doomed = pool.submit(server.get, "/evaluate", checkpoint=run, format="json", episodes=16)
+        worker = worker_of(server)
+        deadline = time.monotonic() + 10
+        before = worker.cpu_times().user
+        while worker.cpu_times().user < before + 0.05 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(worker.pid, signal.SIGSEGV)
+        reply = doomed.result(60)
+    assert reply.status == 500
+    assert reply.json["incident"]
+    assert server.get("/evaluate", checkpoint=run, format="json", max_steps=2).status == 200
+
+
+def test_more_requests_than_can_wait_are_sent_away(server: Server, run: str) -> None:
+    def ask(number: int) -> Reply:
+        return server.get(
+            "/evaluate", checkpoint=run, format="json", episodes=4, seed=number, max_steps=300
+        )
+
+    with ThreadPoolExecutor(24) as pool:
+        replies = list(pool.map(ask, range(24)))
+    statuses = [reply.status for reply in replies]
+    assert set(statuses) == {200, 503}
+    assert statuses.count(200) >= 9
+    refused = next(reply for reply in replies if reply.status == 503)
+    assert int(refused.headers["retry-after"]) > 0
+
+
+def test_work_for_a_client_that_has_gone_is_given_up(server: Server, run: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        path = f"/evaluate?checkpoint={run}&format=json&episodes=16"
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        time.sleep(0.3)
+    started = time.monotonic()
+    assert server.get("/evaluate", checkpoint=run, format="json", max_steps=2).status == 200
+    assert time.monotonic() - started < 30
+
+
+def test_health_and_documentation(server: Server) -> None:
+    assert server.get("/livez").json == {"status": "alive"}
+    assert server.get("/readyz").json["ready"] is True
+    assert server.get("/docs").status == 200
+    paths = server.get("/openapi.json").json["paths"]
+    assert {"/evaluate", "/checkpoints", "/livez", "/readyz"} <= paths.keys()
+
+
+def test_the_server_needs_neither_tensorflow_nor_reverb() -> None:
+    code = (
+        "import sys, evalserver.app, evalserver.worker; evalserver.worker.warm_up();"
+        "print([n for n in sys.modules if n.split('.')[0] in ('tensorflow', 'reverb', 'replay')])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_a_port_in_use_is_named_and_not_retried(server: Server, runs: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "evalserver", "--runs", str(runs), "--port", str(server.port)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 78
+    assert f"port {server.port}" in result.stderr
+    assert f"pid {server.process.pid}" in result.stderr
+
+
+def test_sigterm_ends_server_and_worker_with_zero(server: Server) -> None:
+    worker = worker_of(server)
+    server.process.terminate()
+    assert server.process.wait(10) == 0, server.log.read_text()
+    worker.wait(5)
