@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
+
+EXIT_CONFIGURATION = 78
 
 
 @dataclass(frozen=True)
@@ -20,17 +23,31 @@ class Flags:
 
 def main() -> int:
     """Run one actor; return its exit code."""
+    parent = os.getppid()
+    from apprentice.stopping import StopSignal
+
+    stop = StopSignal().install()
+    import structlog
     import tyro
 
     from apprentice.logs import configure_logging
-    from apprentice.stopping import StopSignal
 
     flags = tyro.cli(Flags, prog="python -m actor")
     configure_logging("actor")
-    stop = StopSignal().install()
+    for name, address in (("--learner", flags.learner), ("--replay", flags.replay)):
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            structlog.get_logger().error(f"{name}: expected HOST:PORT, found {address!r}")
+            return EXIT_CONFIGURATION
+
+    def reason_to_stop() -> str | None:
+        if stop.asked():
+            return "asked to stop"
+        return None if os.getppid() == parent else "the process that started it is gone"
+
     from actor.starting import start
 
-    return start(flags.learner, flags.replay, flags.slot, stop.asked)
+    return start(flags.learner, flags.replay, flags.slot, reason_to_stop)
 
 
 if __name__ == "__main__":

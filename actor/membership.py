@@ -8,14 +8,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 import structlog
+from pydantic import ValidationError
 
+from actor.errors import CannotJoin, DoesNotFit
+from apprentice.config import Experiment
 from apprentice.profiling import Span
 from apprentice.rpc import (
     ActorReport,
     EpisodeReport,
-    LearnerClient,
+    HeartbeatReply,
     LearnerError,
     LearnerUnavailable,
     Membership,
@@ -30,28 +34,42 @@ log = structlog.get_logger()
 HEARTBEAT_SECONDS = 2.0
 MAX_EPISODES = 1000
 LONGEST_PAUSE = 5.0
+CLOSE_SECONDS = 1.0
+BUILT_FROM = ("task", "environment", "reads", "network", "replay", "actor")
+"""Parts of the experiment that an actor is built from; with others it must be built anew."""
 
 
-class CannotJoin(Exception):
-    """No learner took this actor in before the deadline."""
+class ReportsToLearner(Protocol):
+    """The calls of LearnerClient that keep a membership up."""
+
+    def join(
+        self,
+        incarnation: int,
+        host: str,
+        pid: int,
+        slot: int | None = None,
+        environment_digest: str = "",
+    ) -> Membership: ...
+    def heartbeat(self, report: ActorReport) -> HeartbeatReply: ...
+    def close(self) -> None: ...
 
 
 def join(
-    client: LearnerClient,
+    client: ReportsToLearner,
     incarnation: int,
     slot: int | None,
     deadline_seconds: float,
-    should_stop: Callable[[], bool],
+    reason_to_stop: Callable[[], str | None],
 ) -> Membership | None:
     """Join the run, trying again while the learner is away or the slot is held.
 
-    Returns None where the actor is asked to stop. Raises CannotJoin at the deadline, SpecMismatch or
-    ProtocolMismatch where trying again is of no use.
+    Returns None where the actor is asked to stop. Raises CannotJoin at the deadline, DoesNotFit where
+    trying again is of no use.
     """
     deadline = time.monotonic() + deadline_seconds
     pause, reason = 0.2, ""
     while time.monotonic() < deadline:
-        if should_stop():
+        if reason_to_stop() is not None:
             return None
         try:
             return client.join(incarnation, socket.gethostname(), os.getpid(), slot)
@@ -59,7 +77,16 @@ def join(
             if str(error) != reason:
                 reason = str(error)
                 log.info("waiting to join", reason=reason)
-        time.sleep(pause)
+        except (SpecMismatch, ProtocolMismatch) as error:
+            raise DoesNotFit(str(error)) from error
+        except ValidationError as error:
+            raise DoesNotFit(
+                f"the learner's experiment has settings that this release does not know: {error}; "
+                "install the same release on both sides"
+            ) from error
+        over = min(deadline, time.monotonic() + pause)
+        while time.monotonic() < over and reason_to_stop() is None:
+            time.sleep(0.1)
         pause = min(LONGEST_PAUSE, 1.5 * pause)
     raise CannotJoin(f"no learner took this actor in within {deadline_seconds:.0f} s: {reason}")
 
@@ -91,7 +118,7 @@ class Heartbeats:
 
     def __init__(
         self,
-        client: LearnerClient,
+        client: ReportsToLearner,
         membership: Membership,
         incarnation: int,
         progress: Progress,
@@ -99,12 +126,15 @@ class Heartbeats:
         period_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._client = client
-        self._slot = membership.slot
+        self.slot = membership.slot
+        """Another one than at first where that was taken while the learner was away."""
         self._incarnation = incarnation
+        self._experiment = membership.experiment
         self._digest = membership.specs[0].digest()
         self._progress = progress
         self._spans = spans
         self._period = period_seconds
+        self._told_steps, self._told = 0, time.monotonic()
         self._heard = time.monotonic()
         self._closed = threading.Event()
         self.leave = False
@@ -119,55 +149,77 @@ class Heartbeats:
         """Seconds since the learner last answered a heartbeat."""
         return time.monotonic() - self._heard
 
+    @property
+    def alive(self) -> bool:
+        """Whether the lease is still looked after."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
-        """End the thread and close the client, which ends a call under way."""
+        """Tell what was not told yet, end the thread, and close the client."""
         self._closed.set()
-        self._client.close()
-        self._thread.join(5.0)
+        self._thread.join(CLOSE_SECONDS)
+        self._client.close()  # It ends a call that is still under way.
+        self._thread.join(CLOSE_SECONDS)
 
     def _beat(self) -> None:
-        steps, told = 0, time.monotonic()
         while not self._closed.wait(self._period):
-            now = time.monotonic()
-            progress, episodes = self._progress, self._progress.take_episodes()
-            report = ActorReport(
-                self._slot,
-                self._incarnation,
-                progress.steps,
-                (progress.steps - steps) / max(1e-6, now - told),
-                progress.policy_version,
-                episodes,
-                progress.faults,
-                self._spans(),
-            )
-            steps, told = progress.steps, now
-            try:
-                reply = self._client.heartbeat(report)
-            except NotAMember:
-                progress.give_back(episodes)
+            self._report()
+        if not self.leave:
+            self._report()
+
+    def _report(self) -> None:
+        now, progress = time.monotonic(), self._progress
+        episodes, steps = progress.take_episodes(), progress.steps
+        report = ActorReport(
+            self.slot,
+            self._incarnation,
+            steps,
+            (steps - self._told_steps) / max(1e-6, now - self._told),
+            progress.policy_version,
+            episodes,
+            progress.faults,
+            self._spans(),
+        )
+        self._told_steps, self._told = steps, now
+        try:
+            reply = self._client.heartbeat(report)
+        except NotAMember:
+            progress.give_back(episodes)
+            if not self._closed.is_set():
                 self._rejoin()
-            except (LearnerError, ValueError) as error:  # ValueError: the client was closed
-                progress.give_back(episodes)
-                log.debug("a heartbeat was not answered", reason=str(error))
-            else:
-                self._heard = time.monotonic()
-                self.paused = reply.paused
-                self.leave = self.leave or reply.leave
+        except (LearnerError, ValueError) as error:  # ValueError: the client was closed
+            progress.give_back(episodes)
+            log.debug("a heartbeat was not answered", reason=str(error))
+        else:
+            self._heard = time.monotonic()
+            self.paused = reply.paused
+            self.leave = self.leave or reply.leave
 
     def _rejoin(self) -> None:
         """Take a lease again, as after a restart of the learner; another slot will do."""
         host, pid = socket.gethostname(), os.getpid()
-        for slot in (self._slot, None):
+        for slot in (self.slot, None):
             try:
                 membership = self._client.join(self._incarnation, host, pid, slot, self._digest)
             except SlotTaken:
                 continue
-            except (SpecMismatch, ProtocolMismatch) as error:
+            except (SpecMismatch, ProtocolMismatch, ValidationError) as error:
                 self.mismatch = str(error)
                 return
             except LearnerError as error:
                 log.debug("could not join again yet", reason=str(error))
                 return
-            self._slot = membership.slot
+            self.mismatch = difference(self._experiment, membership.experiment)
+            self.slot = membership.slot
             log.info("joined again", slot=membership.slot)
             return
+
+
+def difference(built: Experiment, served: Experiment) -> str | None:
+    """Say in which parts the learner's experiment is not the one that an actor was built from."""
+    differing = [
+        f"{name}: built for {getattr(built, name)!r}, the learner now has {getattr(served, name)!r}"
+        for name in BUILT_FROM
+        if getattr(built, name) != getattr(served, name)
+    ]
+    return f"{'; '.join(differing)}; start the actor anew" if differing else None

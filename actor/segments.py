@@ -9,6 +9,8 @@ import numpy as np
 from apprentice.rollout import RolloutStep
 from apprentice.types import Ending, EnvironmentSpec, Observation, Segment
 
+_GOES_ON = np.uint8(Ending.GOES_ON)
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -23,7 +25,7 @@ class SegmentBuilder:
     """Collects each environment's steps until T of them are there or the episode ends.
 
     Segments own their arrays. An episode that is aborted with no step pending sends nothing more:
-    its last segment then says that it goes on.
+    its last segment then says that it goes on. `actor` may be set to another slot at any time.
     """
 
     def __init__(
@@ -38,13 +40,14 @@ class SegmentBuilder:
         self._length = segment_length
         self._num = num_environments
         self._origin = origin
+        self.actor = origin.actor
         self._context = np.zeros(context_size, np.int64)
         self._leading = {key: spec.num_leading_frames(key) for key in spec.observation}
-        self._rows = np.arange(num_environments)
         self._filled = np.zeros(num_environments, np.int64)  # steps pending
         self._first_step = np.zeros(num_environments, np.int64)
         self._episode = np.full(num_environments, -1, np.int64)
         self._num_episodes = 0
+        self._policy_version = np.zeros(num_environments, np.int64)
         size = spec.action_size
         shape = (num_environments, segment_length)
         self._observation: Observation = {
@@ -62,31 +65,53 @@ class SegmentBuilder:
         self._pre_tanh = np.zeros((*shape, size), np.float32)
         self._reward = np.zeros(shape, np.float32)
         self._discount = np.zeros(shape, np.float32)
+        # The same memory as one list of rows: one index finds a row twice as fast as two do.
+        self._action_rows = self._action.reshape(-1, size)
+        self._pre_tanh_rows = self._pre_tanh.reshape(-1, size)
+        self._reward_rows, self._discount_rows = (
+            self._reward.reshape(-1),
+            self._discount.reshape(-1),
+        )
+        self._observation_rows = {
+            key: rows.reshape(-1, *spec.frame_shape(key)) for key, rows in self._observation.items()
+        }
+        numbers = np.arange(num_environments)
+        self._step_starts = numbers * segment_length
+        self._observation_starts = {
+            key: numbers * (leading + segment_length) + leading
+            for key, leading in self._leading.items()
+        }
 
     def add(self, step: RolloutStep, policy_version: int) -> list[Segment]:
         """Take one step of every environment; return the segments that it completes."""
-        if step.first.any():
+        if np.count_nonzero(step.first):
             for index in np.flatnonzero(step.first):
                 self._begin_episode(int(index), step.observation)
-        rows, at = self._rows, self._filled
-        self._action[rows, at] = step.action
-        self._pre_tanh[rows, at] = step.pre_tanh_action
-        self._reward[rows, at] = step.environment_reward
-        self._discount[rows, at] = step.discount
-        for key, leading in self._leading.items():
+        at = self._filled
+        rows = self._step_starts + at
+        self._action_rows[rows] = step.action
+        self._pre_tanh_rows[rows] = step.pre_tanh_action
+        self._reward_rows[rows] = step.environment_reward
+        self._discount_rows[rows] = step.discount
+        for key, starts in self._observation_starts.items():
             newest = step.next_observation[key]
-            self._observation[key][rows, leading + at] = (
-                newest[:, -1] if key == "pixels" else newest
-            )
+            self._observation_rows[key][starts + at] = newest[:, -1] if key == "pixels" else newest
         at += step.valid
-        complete = (at == self._length) | (step.ending != Ending.GOES_ON)
-        if not complete.any():
+        np.copyto(self._policy_version, policy_version, where=step.valid)
+        complete = (at == self._length) | (step.ending != _GOES_ON)
+        if not np.count_nonzero(complete):
             return []
-        segments = []
-        for index in map(int, np.flatnonzero(complete)):
-            if at[index] > 0:
-                segments.append(self._emit(index, Ending(int(step.ending[index])), policy_version))
-        return segments
+        return [
+            self._emit(index, Ending(int(step.ending[index])))
+            for index in map(int, np.flatnonzero(complete))
+            if at[index] > 0
+        ]
+
+    def cut(self) -> list[Segment]:
+        """Return what is pending, as segments of episodes that go on; for when no step follows."""
+        return [
+            self._emit(index, Ending.GOES_ON) for index in map(int, np.flatnonzero(self._filled))
+        ]
 
     def _begin_episode(self, index: int, observation: Observation) -> None:
         self._episode[index] = self._num_episodes
@@ -96,7 +121,7 @@ class SegmentBuilder:
             rows = observation[key][index]
             self._observation[key][index, :leading] = rows if key == "pixels" else rows[None]
 
-    def _emit(self, index: int, ending: Ending, policy_version: int) -> Segment:
+    def _emit(self, index: int, ending: Ending) -> Segment:
         length = int(self._filled[index])
         segment = Segment(
             observation={
@@ -110,12 +135,12 @@ class SegmentBuilder:
             length=length,
             ending=ending,
             task=self._origin.task,
-            actor=self._origin.actor,
+            actor=self.actor,
             incarnation=self._origin.incarnation,
             episode=int(self._episode[index]),
             first_step=int(self._first_step[index]),
-            policy_version=policy_version,
-            context=self._context,
+            policy_version=int(self._policy_version[index]),
+            context=self._context.copy(),
         )
         # The last rows lead up to the next segment's first action.
         for key, leading in self._leading.items():

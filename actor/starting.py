@@ -5,118 +5,147 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
 
-from actor.acting import Actor, DoesNotFit
-from actor.membership import CannotJoin, Heartbeats, Progress, join
-from actor.segments import Origin, SegmentBuilder
+from actor.errors import CannotJoin, DoesNotFit, LearnerLost, NoPolicy
+from actor.membership import Heartbeats, Progress, join
 from apprentice.profiling import Profile
-from apprentice.rpc import LearnerClient, Membership, ProtocolMismatch, SpecMismatch
-from apprentice.watchdog import Watchdog
+from apprentice.rpc import LearnerClient, LearnerError, Membership
+from replay.errors import ReplayMismatch
+
+if TYPE_CHECKING:
+    from apprentice.environments import Environment
 
 log = structlog.get_logger()
 
 EXIT_TRY_AGAIN = 75
 EXIT_CONFIGURATION = 78
 JOIN_SECONDS = 600.0
-FLUSH_SECONDS = 2.0
+CALL_SECONDS = 4.0
+"""Deadline of a single call to the learner: an actor must be gone 5 seconds after SIGTERM."""
 
 
-def start(learner: str, replay: str, slot: int | None, should_stop: Callable[[], bool]) -> int:
+def start(
+    learner: str, replay: str, slot: int | None, reason_to_stop: Callable[[], str | None]
+) -> int:
     """Serve the learner at HOST:PORT until the run is over; return the process's exit code."""
-    incarnation = secrets.randbits(64) | 1
-    client = LearnerClient(learner)
+    profile, incarnation = Profile(), secrets.randbits(64) | 1
     try:
-        membership = join(client, incarnation, slot, JOIN_SECONDS, should_stop)
-        if membership is None:
+        with ExitStack() as stack:
+            client = LearnerClient(learner, CALL_SECONDS)
+            stack.callback(client.close)
+            membership = join(client, incarnation, slot, JOIN_SECONDS, reason_to_stop)
+            if membership is None:
+                return 0
+            log.info("joined", run=membership.run, slot=membership.slot)
+            profile.lap("joining")
+            progress = Progress()
+            heartbeats = Heartbeats(client, membership, incarnation, progress, profile.snapshot)
+            stack.callback(heartbeats.close)
+            serving = _Serving(membership, incarnation, replay, client, heartbeats)
+            reason = serving.act(progress, profile, reason_to_stop)
+            log.info("the actor leaves", reason=reason, steps=progress.steps)
             return 0
-        log.info("joined", run=membership.run, slot=membership.slot)
-        return _act(client, membership, incarnation, replay, should_stop)
-    except (SpecMismatch, ProtocolMismatch, DoesNotFit) as error:
-        log.error("this actor does not fit the learner", reason=str(error))
+    except (DoesNotFit, ReplayMismatch) as error:
+        log.error("this actor does not fit", reason=str(error))
         return EXIT_CONFIGURATION
-    except CannotJoin as error:
+    except (CannotJoin, NoPolicy, LearnerLost, LearnerError) as error:
         log.error("the actor gives up and may be started again", reason=str(error))
         return EXIT_TRY_AGAIN
-    finally:
-        client.close()
 
 
-def _act(
-    client: LearnerClient,
-    membership: Membership,
-    incarnation: int,
-    replay: str,
-    should_stop: Callable[[], bool],
-) -> int:
-    experiment = membership.experiment
-    if "pixels" not in experiment.observation_keys:
-        os.environ["MUJOCO_GL"] = "disabled"
-    # These import the simulation and torch, after it is known what is needed of them.
-    import torch
+class _Serving:
+    """One membership, from the experiment that came with it to the end of the loop."""
 
-    from apprentice.environments import make_environment
-    from apprentice.networks import Policy, UniformPolicy, build_policy
-    from replay.errors import ReplayUnavailable
-    from replay.writer import SegmentWriter
+    def __init__(
+        self,
+        membership: Membership,
+        incarnation: int,
+        replay: str,
+        client: LearnerClient,
+        heartbeats: Heartbeats,
+    ) -> None:
+        self._membership = membership
+        self._incarnation = incarnation
+        self._replay = replay
+        self._client = client
+        self._heartbeats = heartbeats
 
-    torch.set_num_threads(1)
-    settings, spec = experiment.actor, membership.specs[0]
-    seeds = environment_seeds(experiment.seed, membership.slot, incarnation, settings.environments)
-    environments = [
-        make_environment(experiment.task, seed, experiment.observation_keys, experiment.environment)
-        for seed in seeds[2:]
-    ]
-    if environments[0].spec != spec:
-        raise DoesNotFit(
-            f"the learner expects the environment {spec.to_dict()}, this machine builds "
-            f"{environments[0].spec.to_dict()}; install the same versions on both"
-        )
-    profile, progress = Profile(), Progress()
-    for environment in environments:
-        environment.profile = profile
-    writer = SegmentWriter(replay, membership.specs, experiment.replay)
-    policies = client.subscribe(membership.slot, incarnation)
-    heartbeats = Heartbeats(client, membership, incarnation, progress, profile.snapshot)
-    watchdog = Watchdog("actor", settings.stall_seconds)
-    watchdog.start()
-    try:
-        actor = Actor(
-            environments,
-            Policy(build_policy(experiment, spec), seeds[0]),
-            UniformPolicy(spec, seeds[1]),
-            SegmentBuilder(
-                spec,
-                experiment.replay.segment_length,
-                len(environments),
-                Origin(task=0, actor=membership.slot, incarnation=incarnation),
-            ),
-            writer,
-            policies,
-            heartbeats,
-            progress,
-            profile,
-            watchdog,
-            settings.max_policy_age_seconds,
-            should_stop,
-        )
-        profile.lap("starting")
-        reason = actor.run(membership.policy_version)
-        log.info("the actor leaves", reason=reason, steps=progress.steps)
-        try:
-            writer.flush(FLUSH_SECONDS)
-        except ReplayUnavailable as error:
-            log.warning("the last segments may be lost", reason=str(error))
-        return 0
-    finally:
-        watchdog.stop()
-        heartbeats.close()
-        policies.close()
-        writer.close()
-        for environment in environments:
-            environment.close()
+    def act(
+        self, progress: Progress, profile: Profile, reason_to_stop: Callable[[], str | None]
+    ) -> str:
+        """Build environments, policy and connections, and act; return why it ended."""
+        experiment, spec = self._membership.experiment, self._membership.specs[0]
+        if "pixels" not in experiment.observation_keys:
+            os.environ["MUJOCO_GL"] = "disabled"
+        # These import the simulation, after it is known whether anything will be drawn.
+        import torch
+
+        from actor.acting import Actor, Connections, Limits
+        from actor.fresh_policy import FreshPolicy
+        from actor.segments import Origin, SegmentBuilder
+        from apprentice.environments import RenderingUnavailable
+        from apprentice.networks import Policy, UniformPolicy, build_policy
+        from apprentice.watchdog import Watchdog
+        from replay.writer import SegmentWriter
+
+        torch.set_num_threads(1)
+        settings, slot = experiment.actor, self._membership.slot
+        seeds = environment_seeds(experiment.seed, slot, self._incarnation, settings.environments)
+        with ExitStack() as stack:
+            environments = self._environments(seeds[2:], profile, stack)
+            policies = self._client.subscribe(slot, self._incarnation)
+            stack.callback(policies.close)
+            writer = SegmentWriter(self._replay, self._membership.specs, experiment.replay)
+            stack.callback(writer.close, 0.0)
+            watchdog = Watchdog("actor", settings.stall_seconds)
+            watchdog.start()
+            stack.callback(watchdog.stop)
+            origin = Origin(task=0, actor=slot, incarnation=self._incarnation)
+            length = experiment.replay.segment_length
+            actor = Actor(
+                environments,
+                FreshPolicy(
+                    Policy(build_policy(experiment, spec), seeds[0]), UniformPolicy(spec, seeds[1])
+                ),
+                SegmentBuilder(spec, length, len(environments), origin),
+                Connections(writer, policies, self._heartbeats),
+                progress,
+                profile,
+                watchdog,
+                Limits(settings.max_policy_age_seconds),
+                reason_to_stop,
+            )
+            profile.lap("starting")
+            try:
+                return actor.run(self._membership.policy_version)
+            except RenderingUnavailable as error:
+                raise DoesNotFit(f"this experiment reads pixels: {error}") from error
+
+    def _environments(
+        self, seeds: list[int], profile: Profile, stack: ExitStack
+    ) -> list[Environment]:
+        from apprentice.environments import make_environment
+
+        experiment, spec = self._membership.experiment, self._membership.specs[0]
+        environments = []
+        for seed in seeds:
+            environment = make_environment(
+                experiment.task, seed, experiment.observation_keys, experiment.environment
+            )
+            stack.callback(environment.close)
+            environment.profile = profile
+            environments.append(environment)
+        if environments[0].spec != spec:
+            raise DoesNotFit(
+                f"the learner expects the environment {spec.to_dict()}, this machine builds "
+                f"{environments[0].spec.to_dict()}; install the same versions on both"
+            )
+        return environments
 
 
 def environment_seeds(seed: int, slot: int, incarnation: int, num: int) -> list[int]:

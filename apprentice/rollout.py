@@ -17,12 +17,14 @@ log = structlog.get_logger()
 FAULTS_BEFORE_REBUILD = 3
 """Physics faults of one environment in a row after which its physics is compiled again."""
 
+_GOES_ON = np.uint8(Ending.GOES_ON)
+
 SelectAction = Callable[[Observation], ActionBatch]
 """From observations [K, ...] to actions for K environments."""
 
 
 class SteppedEnvironment(Protocol):
-    """What the generator needs of an environment."""
+    """What the generator needs of an environment; `step` and `reset` may raise PhysicsFault."""
 
     spec: EnvironmentSpec
 
@@ -53,7 +55,8 @@ def rollout(
     """Step all environments for ever, resetting each where its episode ends.
 
     A step that raises PhysicsFault is not valid and aborts its episode; after three in a row the
-    environment is rebuilt. Charges laps `policy` and `assembling` to `profile`.
+    environment is rebuilt. Raises PhysicsFault where an environment cannot even be reset after that.
+    Charges laps `policy` and `reset` to `profile`; environments charge their own.
     """
     num, spec = len(environments), environments[0].spec
 
@@ -66,8 +69,10 @@ def rollout(
     ending, first, valid = empty((), "uint8"), empty((), "bool"), empty((), "bool")
     num_faults = [0] * num
     for index, environment in enumerate(environments):
-        _store(before, index, environment.reset().observation)
+        _store(before, index, _reset(environment).observation)
     first[:] = True
+    if profile is not None:
+        profile.lap("reset", num)
     keys = tuple(spec.observation)
     while True:
         chosen = select_action(before)
@@ -86,7 +91,8 @@ def rollout(
                 ending[index], valid[index] = Ending.ABORTED, False
                 continue
             num_faults[index] = 0
-            valid[index], ending[index] = True, ended
+            valid[index] = True
+            ending[index] = ended
             for key in keys:
                 after[key][index] = observation[key]
         yield RolloutStep(
@@ -102,16 +108,27 @@ def rollout(
         )
         for key in keys:
             before[key][...] = after[key]
-        first[:] = ending != Ending.GOES_ON
-        if first.any():
+        np.not_equal(ending, _GOES_ON, out=first)
+        if np.count_nonzero(first):  # Ten times cheaper than first.any().
             for index in np.flatnonzero(first):
                 if num_faults[index] >= FAULTS_BEFORE_REBUILD:
                     log.warning("an environment is rebuilt after repeated faults", index=int(index))
                     environments[index].rebuild()
                     num_faults[index] = 0
-                _store(before, int(index), environments[index].reset().observation)
+                _store(before, int(index), _reset(environments[index]).observation)
             if profile is not None:
                 profile.lap("reset", int(first.sum()))
+
+
+def _reset(environment: SteppedEnvironment) -> TimeStep:
+    """Start an episode; a start state that the physics cannot bear is drawn again, then rebuilt."""
+    for _ in range(FAULTS_BEFORE_REBUILD):
+        try:
+            return environment.reset()
+        except PhysicsFault as fault:
+            log.warning("an episode could not be started", reason=str(fault))
+    environment.rebuild()
+    return environment.reset()
 
 
 def _store(batch: Observation, index: int, observation: Observation) -> None:

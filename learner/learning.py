@@ -55,6 +55,16 @@ class Learning:
         """Whether the warm-up steps have arrived, and policies may be published."""
         return self.counters.steps >= self.experiment.replay.warmup_steps
 
+    @property
+    def num_missing(self) -> int:
+        """Transitions that must arrive before updates go on: none, unless replay was lost.
+
+        A ring with fewer transitions than the warm-up brought would be learned by heart.
+        """
+        replay = self.experiment.replay
+        wanted = max(1, min(replay.warmup_steps, replay.capacity // 2))
+        return max(0, wanted - min(ring.num_transitions for ring in self.rings))
+
     def receive(self, segment: Segment) -> bool:
         """Take a segment into its task's ring; return False where the ring already had it."""
         if not self.rings[segment.task].append(segment):
@@ -77,7 +87,7 @@ class Learning:
 
     def updates_owed(self) -> int:
         """Return how many updates the steps received allow now; a large number where both run free."""
-        if not self.warm:
+        if not self.warm or self.num_missing:
             return 0
         ratio = self.experiment.replay.updates_per_step
         if ratio is None:

@@ -107,6 +107,8 @@ class Runner:
         self._evaluated_steps = resumed.manifest.steps
         self._rates = Rates(self._learning.counters)
         self._message = f"{missing} segments missing after the restart" if missing else ""
+        if self._learning.warm and self._learning.num_missing:
+            self._message += f"; no update before {self._learning.num_missing:,} steps have arrived"
         log.info("replay recovered", segments=len(segments), missing=missing, new=new)
         self._metrics.write(
             self._learning.counters.steps,

@@ -99,8 +99,9 @@ class CheckpointStore:
             _sync(manifest)
             stage.rename(target)
             _sync(self._kept)
-        except OSError as error:
+        except (OSError, CheckpointFailed) as error:
             shutil.rmtree(stage, ignore_errors=True)
+            target.with_name(f"{target.name}.json").unlink(missing_ok=True)
             raise CheckpointFailed(f"{path} could not be kept: {error}") from error
         for old_number, name in self._numbered()[:-NUM_KEPT]:
             old = self._kept / f"{old_number:06d}-{name}"

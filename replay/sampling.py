@@ -72,8 +72,8 @@ class SamplerThread:
         self._closed.set()
         self._watch.join(5.0)
         self._thread.join(0.2)
-        if self._thread.is_alive() and self._waiting and self._table == FEED:
-            self._wake_up()
+        if self._table == FEED:
+            self._leave_the_feed()
         self._thread.join(2.0)
         if self._thread.is_alive():
             log.warning("a sampler still waits for the replay server", table=self._table)
@@ -117,12 +117,16 @@ class SamplerThread:
             except queue.Full:
                 continue
 
-    def _wake_up(self) -> None:
+    def _leave_the_feed(self) -> None:
         try:
             client = self._connection.open(1.0)
         except (ReplayUnavailable, ReplayMismatch):
             return
-        send_wake_up(client, self._connection.format.num_bytes)
+        if self._thread.is_alive() and self._waiting:
+            send_wake_up(client, self._connection.format.num_bytes)
+            self._thread.join(2.0)
+        if not self._thread.is_alive():
+            send_wake_up(client, self._connection.format.num_bytes)  # for the request left behind
 
     def _watch_server(self) -> None:
         while not self._closed.wait(_WATCH_SECONDS):

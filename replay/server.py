@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -54,7 +55,10 @@ class ReplayServer:
         self._port_lock = hold_port(port)
         self._folder_lock = hold_folder(folder)
         self._store = CheckpointStore(folder, replay_digest(specs, settings))
+        importing = threading.Thread(target=load_reverb, name="import reverb")
+        importing.start()  # takes seconds, in which the child tries the checkpoint
         self._prepared = self._store.prepare(lambda live: try_load(live, specs, settings))
+        importing.join()
         reverb = load_reverb()
         self._server: Any = reverb.Server(
             make_tables(specs, settings),
@@ -157,15 +161,16 @@ class ReplayServer:
             if time.monotonic() >= next_checkpoint:
                 self._attempt()
                 next_checkpoint = time.monotonic() + self._period
-            self._profile.lap("serving")
-            self._write_status()
+            with contextlib.suppress(OSError):
+                self._profile.lap("serving")
+                self._write_status()
         self._saved_at_the_end = self._attempt()
         self._finished.set()
 
     def _attempt(self) -> bool:
         try:
             self.checkpoint()
-        except CheckpointFailed:
+        except (CheckpointFailed, OSError):  # OSError: a full disk may be the log's, too
             return False
         return True
 
@@ -210,4 +215,4 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
         stage.write_text(json.dumps(value, indent=1))
         stage.replace(path)
     except OSError as error:  # a full disk must not end the server
-        log.error("a status file could not be written", path=str(path), reason=str(error))
+        log.debug("a status file could not be written", path=str(path), reason=str(error))

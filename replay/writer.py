@@ -154,8 +154,3 @@ class SegmentWriter:
         if self._finalizer is not None:
             self._finalizer()
         self._writer = self._finalizer = None
-
-
-def _milliseconds(seconds: float) -> int:
-    """Return a timeout for Reverb, to which 0 means for ever."""
-    return max(1, int(1000 * seconds))

@@ -157,6 +157,20 @@ def test_after_a_crash_newer_segments_count_and_missing_ones_are_named() -> None
     assert resumed.updates_owed() == 16
 
 
+def test_where_replay_was_lost_nothing_is_learned_by_heart() -> None:
+    learning = Learning(make_experiment(), [SPEC], CPU)
+    drive(learning, 0, 4)
+    saved, counters = learning.state_tensors(), learning.counters
+    resumed = Learning(make_experiment(), [SPEC], CPU)
+    resumed.load_state(saved, counters, normalised=True)
+    assert resumed.refill([make_segment(7)], saved["rings"]["identities"]) == (4, 1)
+    assert (resumed.warm, resumed.num_missing, resumed.updates_owed()) == (True, 8, 0)
+    resumed.receive(make_segment(8))
+    assert (resumed.num_missing, resumed.updates_owed()) == (0, 16)
+    drive(resumed, 9, 10)
+    assert resumed.counters.updates == counters.updates + 24
+
+
 def test_preparing_moves_neither_state_nor_random_stream() -> None:
     runs = [Learning(make_experiment(), [SPEC], CPU) for _ in range(2)]
     drive(runs[0], 0, 2)

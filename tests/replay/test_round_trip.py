@@ -81,6 +81,7 @@ def test_closing_a_reader_ends_its_threads_and_the_next_one_reads_on(
         reader.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["writer", "reader"])
 def test_a_process_that_leaves_without_closing_ends(both_tasks: ServerProcess, what: str) -> None:
     code = {
@@ -149,6 +150,11 @@ def test_a_full_feed_holds_the_writer_and_says_why(make_server: MakeServer) -> N
             taken.append(number)
     # The feed's four, and the two that may be under way. The one refused was not taken.
     assert taken == list(range(4 + writer.max_pending_segments))
+    for seconds in (0.0, 1e-5, 9e-4):  # less than a millisecond is not for ever
+        started = time.monotonic()
+        with pytest.raises(ReplayUnavailable):
+            writer.append(make_segment(episode=99), timeout_seconds=seconds)
+        assert time.monotonic() - started < 5.0
     reader = FeedReader(server.address, (STATE,), SETTINGS)
     first = poll_all(reader, 2)
     for number in range(len(taken), 12):
@@ -161,22 +167,7 @@ def test_a_full_feed_holds_the_writer_and_says_why(make_server: MakeServer) -> N
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("timeout_seconds", [0.0, 1e-5, 0.0009])
-def test_a_wait_of_less_than_a_millisecond_is_not_one_for_ever(
-    make_server: MakeServer, timeout_seconds: float
-) -> None:
-    server = make_server().start()
-    writer = SegmentWriter(server.address, (STATE,), SETTINGS)
-    with pytest.raises(ReplayUnavailable):
-        for number in range(100):
-            writer.append(make_segment(episode=number), timeout_seconds=1.0)
-    started = time.monotonic()
-    with pytest.raises(ReplayUnavailable):
-        writer.append(make_segment(episode=100), timeout_seconds=timeout_seconds)
-    assert time.monotonic() - started < 5.0
-    writer.close(0.1)
-
-
+@pytest.mark.slow
 def test_a_reader_that_is_not_polled_takes_a_bounded_number(make_server: MakeServer) -> None:
     server = make_server().start()
     reader = FeedReader(server.address, (STATE,), SETTINGS)
@@ -242,17 +233,3 @@ def test_recovery_from_a_server_that_is_not_there_says_so() -> None:
 def test_addresses_are_checked_at_once() -> None:
     with pytest.raises(ValueError, match="expected HOST:PORT, found 'localhost'"):
         SegmentWriter("localhost", (STATE,), SETTINGS)
-
-
-def test_a_timeout_of_zero_is_not_for_ever(make_server: MakeServer) -> None:
-    server = make_server().start()
-    writer = SegmentWriter(server.address, (STATE,), SETTINGS)
-    writer.append(make_segment())
-    with pytest.raises(ReplayUnavailable):
-        for number in range(1, 10):
-            writer.append(make_segment(episode=number), timeout_seconds=0.5)
-    started = time.monotonic()
-    with pytest.raises(ReplayUnavailable):
-        writer.append(make_segment(episode=11), timeout_seconds=0.0)
-    assert time.monotonic() - started < 2.0
-    writer.close(0.0)

@@ -1,0 +1,130 @@
+"""Ports, folders, memory and signals of the replay server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from apprentice.config import Experiment
+from apprentice.experiments import save_experiment
+from replay.errors import FolderHeld, NotEnoughMemory, PortHeld
+from replay.locks import free_port, hold_folder, hold_port
+from replay.server import ReplayServer
+from tests.replay.cases import SETTINGS, STATE, wait_until
+from tests.replay.conftest import MakeServer
+from tests.replay.serving import ROOT
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_a_port_that_is_listened_on_is_refused_with_the_holders_pid(reuse: bool) -> None:
+    with socket.socket() as holder:
+        if reuse:  # as every gRPC server does
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(PortHeld, match=f"port {port} is held by pid {os.getpid()}"):
+            hold_port(port)
+    hold_port(port).release()
+
+
+def test_a_port_is_held_before_anyone_listens() -> None:
+    port = free_port()
+    lock = hold_port(port)
+    with pytest.raises(PortHeld, match=f"pid {os.getpid()} on"):
+        hold_port(port)
+    lock.release()
+    hold_port(port).release()
+
+
+def test_a_folder_has_one_server(tmp_path: Path) -> None:
+    lock = hold_folder(tmp_path)
+    with pytest.raises(FolderHeld, match=f"is used by pid {os.getpid()} on"):
+        hold_folder(tmp_path)
+    lock.release()
+
+
+def test_tables_too_large_for_memory_are_refused_before_anything_is_touched(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"capacity": 10**9})
+    with pytest.raises(
+        NotEnoughMemory, match=r"may need .* GB, replay.memory_limit_gigabytes is 4"
+    ):
+        ReplayServer((STATE,), settings, 1, tmp_path / "replay")
+    assert not (tmp_path / "replay").exists()
+
+
+def test_a_second_server_on_the_port_of_the_first_exits_with_78(make_server: MakeServer) -> None:
+    first = make_server().start()
+    second = make_server()
+    second.close()
+    second.port = first.port
+    second.process = second._spawn()
+    assert f"port {first.port} is held by pid {first.process.pid}" in second.refused()
+    assert first.process.poll() is None
+    os.kill(first.process.pid, signal.SIGTERM)
+    time.sleep(0.01)
+    os.kill(first.process.pid, signal.SIGTERM)  # the second one means at once
+    assert first.process.wait(5.0) in (0, 128 + signal.SIGTERM)
+
+
+def experiment_file(folder: Path, **replay: object) -> Path:
+    experiment = Experiment.model_validate(
+        {"name": "test", "task": "cartpole-swingup", "replay": replay}
+    )
+    save_experiment(experiment, folder / "experiment.yaml")
+    return folder / "experiment.yaml"
+
+
+def command(experiment: Path, port: int, folder: Path) -> list[str]:
+    flags = ["--experiment", str(experiment), "--port", str(port), "--checkpoints", str(folder)]
+    return [
+        sys.executable,
+        "-m",
+        "replay",
+        *flags,
+        "--run",
+        "first",
+        "--profile",
+        str(folder / "p.json"),
+    ]
+
+
+def test_the_service_starts_from_an_experiment_and_stops_with_0(tmp_path: Path) -> None:
+    port, folder = free_port(), tmp_path / "checkpoints"
+    process = subprocess.Popen(
+        command(experiment_file(tmp_path), port, folder),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until((folder / "first" / "status.json").exists, 60.0)
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=30.0)
+    assert process.returncode == 0, messages
+    assert "asks nobody who they are" in messages
+    assert "[reverb/" not in messages
+    assert "[reverb/" in (folder / "first" / "reverb.log").read_text()
+    assert '"state": "stopped"' in (folder / "first" / "status.json").read_text()
+    assert len(list((folder / "first").glob("*.kept/*.json"))) == 1
+    assert '"replay saving"' in (folder / "p.json").read_text()
+
+
+def test_an_experiment_that_cannot_be_served_exits_with_78(tmp_path: Path) -> None:
+    experiment = experiment_file(tmp_path, memory_limit_gigabytes=0.1)
+    result = subprocess.run(
+        command(experiment, free_port(), tmp_path / "c"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 78
+    assert "memory_limit_gigabytes is 0.1" in result.stderr
