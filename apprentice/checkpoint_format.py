@@ -15,7 +15,6 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from apprentice.types import EnvironmentSpec
@@ -29,19 +28,19 @@ MAX_FILES: Final = 32
 MAX_TENSORS: Final = 4096
 PICKLE_SUFFIXES: Final = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 
-TORCH_TYPES: Final[dict[str, tuple[torch.dtype, str, int]]] = {
-    "float64": (torch.float64, "F64", 8),
-    "float32": (torch.float32, "F32", 4),
-    "float16": (torch.float16, "F16", 2),
-    "bfloat16": (torch.bfloat16, "BF16", 2),
-    "int64": (torch.int64, "I64", 8),
-    "int32": (torch.int32, "I32", 4),
-    "int16": (torch.int16, "I16", 2),
-    "int8": (torch.int8, "I8", 1),
-    "uint8": (torch.uint8, "U8", 1),
-    "bool": (torch.bool, "BOOL", 1),
+DTYPES: Final[dict[str, tuple[str, int]]] = {
+    "float64": ("F64", 8),
+    "float32": ("F32", 4),
+    "float16": ("F16", 2),
+    "bfloat16": ("BF16", 2),
+    "int64": ("I64", 8),
+    "int32": ("I32", 4),
+    "int16": ("I16", 2),
+    "int8": ("I8", 1),
+    "uint8": ("U8", 1),
+    "bool": ("BOOL", 1),
 }
-"""By the manifest's dtype name: torch's dtype, safetensors' code, bytes of one element."""
+"""By torch's name of the dtype, which the manifest uses: safetensors' code, bytes of one element."""
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
@@ -63,7 +62,7 @@ class FutureCheckpoint(CheckpointError):
 
 
 class TensorEntry(BaseModel):
-    """Dtype name (as in TORCH_TYPES) and shape of one tensor."""
+    """Dtype name (as in DTYPES) and shape of one tensor."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,7 +82,7 @@ class TensorEntry(BaseModel):
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * TORCH_TYPES[self.dtype][2]
+        return math.prod(self.shape) * DTYPES[self.dtype][1]
 
 
 class FileEntry(BaseModel):

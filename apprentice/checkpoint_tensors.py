@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 
 from apprentice.checkpoint_format import (
+    DTYPES,
     FILE_NAME,
     MAX_HEADER_BYTES,
     MAX_TENSORS,
-    TORCH_TYPES,
     CheckpointError,
     CorruptCheckpoint,
     TensorEntry,
@@ -22,7 +22,7 @@ from apprentice.checkpoint_format import (
     file_name,
 )
 
-_NAMES = {dtype: name for name, (dtype, _, _) in TORCH_TYPES.items()}
+_NAMES: dict[torch.dtype, str] = {getattr(torch, name): name for name in DTYPES}
 
 
 def describe_tensors(name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, TensorEntry]:
@@ -39,7 +39,7 @@ def describe_tensors(name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str
     for key, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
             raise CheckpointError(
-                f"{name}/{key}: expected one of the dtypes {', '.join(TORCH_TYPES)}, found {tensor.dtype}"
+                f"{name}/{key}: expected one of the dtypes {', '.join(DTYPES)}, found {tensor.dtype}"
             )
         _refuse_non_finite(name, key, tensor)
         entry = {"dtype": _NAMES[tensor.dtype], "shape": tuple(tensor.shape)}
@@ -80,7 +80,7 @@ def check_header(
     spans = []
     for key, entry in entries.items():
         found = content[key]
-        expected = {"dtype": TORCH_TYPES[entry.dtype][1], "shape": list(entry.shape)}
+        expected = {"dtype": DTYPES[entry.dtype][0], "shape": list(entry.shape)}
         start, end = _take_offsets(found)
         if found != expected or start < 0 or end - start != entry.num_bytes:
             raise CorruptCheckpoint(

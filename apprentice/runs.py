@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import structlog
-import yaml
 from pydantic import ValidationError
 
 from apprentice.checkpoint_files import read_text
@@ -29,6 +28,7 @@ from apprentice.checkpoint_retention import (
     steps_of,
 )
 from apprentice.config import Experiment
+from apprentice.experiments import load_resolved, save_experiment
 from apprentice.run_status import RunState, RunStatus
 
 __all__ = [
@@ -89,8 +89,7 @@ class RunFolder:
         folder = cls(root / name)
         for path in (folder.tensorboard, folder.checkpoints, folder.evaluations, folder.logs):
             path.mkdir()
-        text = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
-        _replace(folder.experiment, text)
+        save_experiment(experiment, folder.experiment)
         return folder
 
     @property
@@ -151,8 +150,8 @@ class RunFolder:
             os.close(descriptor)
 
     def read_experiment(self) -> Experiment:
-        """Return the resolved experiment; raise OSError, or ValueError where it does not parse."""
-        return Experiment.model_validate(yaml.safe_load(self.experiment.read_text()))
+        """Return the resolved experiment; raise ExperimentError where it cannot be read."""
+        return load_resolved(self.experiment)
 
     def write_status(self, status: RunStatus) -> None:
         """Replace `status.json` whole, stamping `updated` and keeping the first `created`.

@@ -28,10 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.list:
         _list_variants(arguments.name)
     else:
-        import yaml
+        from apprentice.plain_yaml import write_yaml
 
         experiment = read_experiment(arguments.name, arguments.variant, tuple(arguments.overrides))
-        print(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False), end="")
+        print(write_yaml(experiment.model_dump(mode="json")), end="")
     return 0
 
 

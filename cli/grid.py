@@ -60,8 +60,6 @@ def find_entries(name: str, runs: Path) -> list[Entry]:
     A run fits where its resolved experiment is the same: one made before the file was changed
     does not count as done.
     """
-    from yaml import YAMLError
-
     from apprentice.experiments import ExperimentError, expand
     from apprentice.runs import Catalogue
 
@@ -73,7 +71,7 @@ def find_entries(name: str, runs: Path) -> list[Entry]:
     for folder in Catalogue(runs.absolute()).runs():
         try:
             resolved = folder.read_experiment()
-        except (OSError, ValueError, YAMLError):
+        except ExperimentError:
             continue  # Made by another version, or by hand: no variant of today's.
         if resolved in experiments:
             newest.setdefault(resolved.variant, folder)

@@ -83,8 +83,7 @@ def resumed_run(run: str, runs: Path, replay_checkpoints: Path) -> Launch:
             f"--resume: expected the name of a run in {runs}, found {run!r}; there are: {newest}",
             EXIT_CONFIGURATION,
         )
-    from yaml import YAMLError
-
+    from apprentice.experiments import ExperimentError
     from apprentice.runs import RunFolder, RunLocked
 
     folder = RunFolder(path)
@@ -93,8 +92,8 @@ def resumed_run(run: str, runs: Path, replay_checkpoints: Path) -> Launch:
             experiment = folder.read_experiment()
     except RunLocked as error:
         raise CommandFailed(str(error), EXIT_CONFIGURATION) from None
-    except (OSError, ValueError, YAMLError) as error:
-        raise CommandFailed(f"{folder.experiment}: {error}", EXIT_CONFIGURATION) from None
+    except (OSError, ExperimentError) as error:
+        raise CommandFailed(str(error), EXIT_CONFIGURATION) from None
     ports = _choose_ports(experiment.services)
     return Launch(experiment, folder, ports, replay_checkpoints.absolute())
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+from apprentice.stopping import death_with
+
 _LOG_LIMIT_BYTES = 16 * 2**20
 _TAIL_BYTES = 32 * 2**10
 
@@ -49,7 +49,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **service.environment},
                 start_new_session=True,
-                preexec_fn=_die_with(os.getpid()),
+                preexec_fn=death_with(os.getpid()),
             )
 
     @property
@@ -78,19 +78,6 @@ class Child:
         """Kill the service and everything in its process group."""
         if self._popen.returncode is None:
             os.killpg(self.pid, signal.SIGKILL)
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    """Return what the forked child runs before exec: be killed when process `parent` dies."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    kill = int(signal.SIGKILL)
-
-    def arm() -> None:
-        prctl(_PR_SET_PDEATHSIG, kill, 0, 0, 0)
-        if os.getppid() != parent:  # The parent died before the line above.
-            os._exit(1)
-
-    return arm
 
 
 def bound_log(log: Path, limit_bytes: int = _LOG_LIMIT_BYTES) -> bool:

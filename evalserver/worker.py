@@ -6,7 +6,6 @@ that many bytes of media. A driver that crashes takes this process along and not
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -15,6 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from apprentice.stopping import death_with
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 MAX_POLICIES = 8
 MAX_ENVIRONMENTS = 4
-_PR_SET_PDEATHSIG = 1
 
 
 class Answerable(Exception):
@@ -191,7 +191,7 @@ def warm_up() -> dict[str, Any]:
 
 def main() -> None:
     """Answer requests until standard input closes or the server is gone."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    death_with(os.getppid())()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print

@@ -18,6 +18,8 @@ from typing import IO, Any, NamedTuple
 
 import structlog
 
+from apprentice.stopping import death_with
+
 log = structlog.get_logger()
 
 
@@ -173,19 +175,17 @@ def evaluate_checkpoint(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Answer requests from standard input until it closes."""
+    death_with(os.getppid())()
     import torch
 
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    parent = os.getppid()
     for line in sys.stdin:
         try:
             answer = evaluate_checkpoint(json.loads(line))
         except Exception as error:  # noqa: BLE001 - the learner logs it and skips this evaluation
             answer = {"error": f"{type(error).__name__}: {error}"}
-        if os.getppid() != parent:
-            return
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,33 +28,16 @@ class Flags:
     """Write here, as JSON, where the time of this process goes."""
 
 
-class _StopSignal:
-    """Remembers SIGTERM or SIGINT; the second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def __call__(self, number: int, frame: object) -> None:
-        if self._asked:
-            os._exit(128 + number)
-        self._asked = True
-
-    def asked(self) -> bool:
-        """Whether to stop."""
-        return self._asked
-
-
 def main() -> int:
     """Run the server; return its exit code."""
     import structlog
     import tyro
 
     from apprentice.logs import configure_logging
+    from apprentice.stopping import StopSignal
 
     flags = tyro.cli(Flags, prog="python -m replay")
-    stop = _StopSignal()
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    stop = StopSignal().install()
     os.environ.setdefault("MUJOCO_GL", "disabled")
     folder = flags.checkpoints / flags.run if flags.run else flags.checkpoints
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 BackendName = Literal["egl", "osmesa", "none"]
 PROBE_SECONDS = 60.0
-INSTALL_LINE = "apt-get install -y libegl1 libgl1 libopengl0 libgl1-mesa-dri libosmesa6"
+INSTALL_LINE = "apt-get install -y libegl1 libgl1 libopengl0 libgl1-mesa-dri"
 
 # The child draws one frame of a small scene; a driver that crashes or hangs takes only it along.
 _PROBE = """

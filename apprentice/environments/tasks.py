@@ -56,7 +56,7 @@ def find_task(task: str) -> Task:
         hint = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
         raise UnknownTask(
             f"expected a task of the DeepMind Control Suite as 'domain-task', found {task!r}{hint} "
-            "(`apprentice experiments --tasks` lists all)"
+            f"(all {len(suite_tasks())}: {', '.join(suite_tasks())})"
         )
     domain, _, name = task.partition("-")
     return Task(domain, name)

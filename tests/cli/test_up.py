@@ -159,8 +159,9 @@ def test_evaluation_server_stays_after_the_run_until_ctrl_c(up: _Up) -> None:
     up.order("finish")
     wait_until(lambda: "left in order" in up.log("replay"))
     assert up.process is not None
-    (living,) = psutil.Process(up.process.pid).children()
-    assert "evalserver" in living.cmdline()
+    supervisor = psutil.Process(up.process.pid)
+    wait_until(lambda: len(supervisor.children()) == 1)
+    assert "evalserver" in supervisor.children()[0].cmdline()
     up.process.send_signal(signal.SIGINT)
     assert up.end() == 0
     assert "finished at 42 steps, last evaluation 912.0" in read(up.output)

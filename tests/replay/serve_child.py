@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 
 from apprentice.config import ReplaySettings
 from apprentice.logs import configure_logging
+from apprentice.stopping import StopSignal
 from apprentice.types import EnvironmentSpec
-from replay.__main__ import EXIT_CONFIGURATION, EXIT_STOPPED, EXIT_TRY_AGAIN, _StopSignal
+from replay.__main__ import EXIT_CONFIGURATION, EXIT_STOPPED, EXIT_TRY_AGAIN
 from replay.errors import ServerRefused
 from replay.server import ReplayServer
 
 
 def main() -> int:
     request = json.loads(sys.argv[1])
-    stop = _StopSignal()
-    signal.signal(signal.SIGTERM, stop)
+    stop = StopSignal().install()
     configure_logging("replay")
     specs = [EnvironmentSpec.from_dict(spec) for spec in request["specs"]]
     settings = ReplaySettings.model_validate(request["settings"])
