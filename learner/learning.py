@@ -47,6 +47,7 @@ class Learning:
         self.sac = SAC(experiment, specs[0], device, experiment.seed)
         self.rings = [Ring(spec, replay.capacity, replay.segment_length, device) for spec in specs]
         self.counters = Counters()
+        self.last_batch: Transition | None = None
         self._generator = torch.Generator(device).manual_seed(experiment.seed + 1)
         self._normalised = not experiment.network.normalise_observations
 
@@ -97,7 +98,7 @@ class Learning:
 
     def update(self) -> None:
         """Draw a batch from the task's ring and make one update."""
-        batch = self._sample()
+        batch = self.last_batch = self._sample()
         self.profile.lap("batch sampling")
         self.sac.update(batch, batch.environment_reward)
         self.profile.lap("update")

@@ -26,7 +26,7 @@ from learner.reporting import (
     span_metrics,
 )
 from learner.resuming import Resumed, checkpoint_state, resume
-from learner.saving import CheckpointSaver
+from learner.saving import CheckpointSaver, SaveResult
 from learner.service import LearnerService
 from replay.reader import FeedReader
 
@@ -36,6 +36,7 @@ EXIT_DIVERGED = 71
 TICK_SECONDS = 0.05
 POLL_SECONDS = 0.1
 EVALUATION_FIRST_SEED = 1_000_000
+UNHEALTHY_FAILURES = 3
 
 
 class Diverged(Exception):
@@ -189,7 +190,7 @@ class Runner:
     def _tick(self, now: float) -> None:
         for command in self._service.commands():
             self._obey(command)
-        if self._learning.warm and now >= self._next_publish:
+        if now >= self._next_publish:
             self._next_publish = now + self._experiment.learner.publish_period_seconds
             self._publish()
         self._profile.lap("service")
@@ -214,9 +215,10 @@ class Runner:
             self._checkpoint_asked = True
 
     def _publish(self) -> None:
-        if self._learning.counters.updates == self._published_updates:
+        updates = self._learning.counters.updates
+        if not self._learning.warm or updates == self._published_updates:
             return
-        self._published_updates = self._learning.counters.updates
+        self._published_updates = updates
         self._policy_version += 1
         self._service.publish(self._policy_version, self._learning.sac.policy_tensors())
         self._lag.published(self._policy_version, self._learning.counters.steps)
@@ -226,11 +228,19 @@ class Runner:
         result = self._saver.poll()
         if result is None:
             return
-        if self._saver.failures_in_a_row >= 3:
-            self._message = f"three checkpoints in a row failed: {result.error}"
-            raise OSError(self._message)
+        self._note_saved(result)
         if result.path is not None and not self._evaluator.busy and self._evaluation_due():
             self._evaluate(result.path, result.steps)
+
+    def _note_saved(self, result: SaveResult) -> None:
+        """Training goes on without checkpoints, as on a full disk, but not unnoticed."""
+        failures = self._saver.failures_in_a_row
+        self._service.set_healthy(failures < UNHEALTHY_FAILURES)
+        if failures:
+            self._message = f"{failures} checkpoints in a row could not be saved: {result.error}"
+        elif self._last_metrics.get("checkpoint/failures_in_a_row"):
+            self._message = ""
+        self._last_metrics["checkpoint/failures_in_a_row"] = float(failures)
 
     def _evaluation_due(self) -> bool:
         period = self._experiment.evaluation.period_steps
@@ -343,6 +353,7 @@ class Runner:
             **self._reader.metrics(),
             "learner/policy_version": float(self._policy_version),
             "actor/count": float(len(self._service.actors())),
+            "checkpoint/failures_in_a_row": float(self._saver.failures_in_a_row),
         }
         values.update(self._alarm.metrics(values))
         values.update(span_metrics("learner", self._profile.snapshot()))
@@ -382,7 +393,10 @@ class Runner:
         self._service.set_status(status.model_dump_json(), state, counters.steps, counters.updates)
 
     def _end(self, state: RunState) -> RunState:
-        """Write the last checkpoint, evaluate it where the run is complete, and let the actors go."""
+        """Write the last checkpoint, evaluate it where the run is complete, and let the actors go.
+
+        Raises OSError where that checkpoint cannot be written: the run is not over then.
+        """
         log.info("the run ends", state=state, **self._learning.counters._asdict())
         deadline = time.monotonic() + 30.0
         while self._saver.busy and time.monotonic() < deadline:
@@ -390,21 +404,28 @@ class Runner:
         self._publish()
         self._save(final=True)
         result = None
-        while result is None and time.monotonic() < deadline:
+        while result is None:
+            self._watchdog.beat()
             result = self._saver.poll(0.1)
+            if result is None and time.monotonic() > deadline:
+                raise OSError("the last checkpoint was not written within 30 s")
+        if result.path is None:
+            self._note_saved(result)
+            self._report("failed")
+            raise OSError(f"the last checkpoint could not be saved: {result.error}")
         if state == "finished":
-            self._final_evaluation(result.path if result else None)
+            self._final_evaluation(result.path)
         self._write_metrics()
         self._report(state)
         self._service.finish()
         return state
 
-    def _final_evaluation(self, checkpoint: Path | None) -> None:
+    def _final_evaluation(self, checkpoint: Path) -> None:
         """Evaluate the last checkpoint, after an evaluation that may still be under way."""
         deadline = time.monotonic() + 2 * self._experiment.evaluation.timeout_seconds
         steps = self._learning.counters.steps
         self._await_evaluation(deadline)
-        if not self._evaluator.busy and checkpoint is not None and steps > self._evaluated_steps:
+        if not self._evaluator.busy and steps > self._evaluated_steps:
             self._evaluate(checkpoint, steps)
             self._await_evaluation(deadline)
 

@@ -102,10 +102,15 @@ class LearnerService:
         if port == 0:
             raise ServicePortError(f"cannot listen on {self._address}")
         self._server.start()
-        for name in ("", SERVICE):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self.set_healthy(True)
         log.info("the learner listens", address=f"{self._host}:{port}")
         return port
+
+    def set_healthy(self, healthy: bool) -> None:
+        """Say SERVING or NOT_SERVING to whoever asks the health service; calls are answered either way."""
+        status = health_pb2.HealthCheckResponse
+        for name in ("", SERVICE):
+            self._health.set(name, status.SERVING if healthy else status.NOT_SERVING)
 
     def publish(self, policy_version: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Send a policy to all actors; encoded once, and sent by the service's own threads."""

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+import torch
+from safetensors.torch import save_file
 
 from apprentice.environments import environment_spec
 from apprentice.experiments import ExperimentError, load_resolved
 from apprentice.metrics import MetricsWriter
 from apprentice.profiling import Profile
 from apprentice.runs import RunFolder, RunLocked
+from apprentice.types import Transition
 from learner.devices import NoSuchDevice, select_device
 from learner.learning import Learning
 from learner.resuming import CannotResume, resume
@@ -45,7 +48,7 @@ def start(
     except Diverged as error:
         log.error("training diverged", reason=str(error))
         return EXIT_DIVERGED
-    except OSError as error:
+    except (OSError, torch.AcceleratorError) as error:
         log.error("the learner gives up and may be started again", reason=str(error))
         return EXIT_TRY_AGAIN
 
@@ -100,11 +103,29 @@ def _await_departures(service: LearnerService) -> None:
 
 
 def _write_diagnostics(folder: Path, learning: Learning, reason: str) -> None:
-    """Leave what is needed to look into a divergence: counters, metrics, settings."""
+    """Leave what is needed to look into a divergence: counters, metrics, settings, the last batch."""
     report = {
         "reason": reason,
         "counters": learning.counters._asdict(),
         "metrics": {k: repr(v) for k, v in learning.metrics().items()},
         "experiment": learning.experiment.model_dump(mode="json"),
     }
-    (folder / "divergence.json").write_text(json.dumps(report, indent=2))
+    try:
+        (folder / "divergence.json").write_text(json.dumps(report, indent=2))
+        if learning.last_batch is not None:
+            batch = _named(learning.last_batch)
+            save_file(batch, folder / "divergence.safetensors")
+    except OSError as error:
+        log.error("the report on the divergence could not be written", reason=str(error))
+
+
+def _named(batch: Transition) -> dict[str, torch.Tensor]:
+    """Name each array of a batch: `observation.state`, `action` and so on."""
+    named: dict[str, torch.Tensor] = {}
+    for field, value in batch._asdict().items():
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        for key, tensor in parts:
+            named[f"{field}.{key}".rstrip(".")] = (
+                tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            )
+    return named

@@ -1,0 +1,145 @@
+"""What a learner refuses before it starts, with the exit code that says whether to try again."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from apprentice.checkpoint import write_checkpoint
+from apprentice.config import Experiment
+from apprentice.environments import environment_spec
+from apprentice.experiments import save_experiment
+from apprentice.runs import RunFolder
+from learner.learning import Learning
+from learner.resuming import checkpoint_state
+from learner.starting import EXIT_CONFIGURATION, EXIT_TRY_AGAIN, _write_diagnostics, start
+from tests.learner.test_learning import SPEC, drive, make_experiment
+
+NOBODY = "127.0.0.1:9"
+"""No replay server is there; what is refused must be refused without one."""
+
+
+def make(**settings: Any) -> Experiment:
+    return Experiment.model_validate(
+        {"name": "test", "task": "reacher-easy", "network": {"hidden_size": 16}, **settings}
+    )
+
+
+def try_to_start(folder: Path, experiment: Experiment, port: int = 0) -> int:
+    folder.mkdir(exist_ok=True)
+    file = folder / "experiment.yaml"
+    save_experiment(experiment, file)
+    return start(file, folder, NOBODY, "127.0.0.1", port, lambda: True)
+
+
+def test_a_second_learner_of_a_run_is_told_who_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunFolder(tmp_path).lock():
+        assert try_to_start(tmp_path, make()) == EXIT_CONFIGURATION
+    said = capsys.readouterr().out
+    assert "expected to be the only learner" in said
+    assert str(os.getpid()) in said
+
+
+def test_a_port_in_use_is_named_with_its_holder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        assert try_to_start(tmp_path, make(), port) == EXIT_CONFIGURATION
+    said = capsys.readouterr().out
+    assert f"expected port {port} to be free" in said
+    assert str(os.getpid()) in said
+
+
+def test_a_gpu_that_is_not_there_is_not_replaced_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert try_to_start(tmp_path, make(learner={"device": "cuda"})) == EXIT_CONFIGURATION
+    assert "expected a working CUDA device, found none" in capsys.readouterr().out
+
+
+def test_a_gpu_that_fails_at_first_use_counts_as_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from learner.devices import NoSuchDevice, select_device
+
+    def broken(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: no kernel image is available")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", broken)
+    monkeypatch.setattr(torch.version, "cuda", "12.0")
+    assert select_device(make().learner).type == "cpu"
+    assert "the update runs on the CPU" in capsys.readouterr().out
+    with pytest.raises(NoSuchDevice, match="no kernel image"):
+        select_device(make(learner={"device": "cuda"}).learner)
+
+
+def test_an_error_of_the_gpu_in_mid_run_asks_for_another_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("learner.starting._run", fail)
+    assert try_to_start(tmp_path, make()) == EXIT_TRY_AGAIN
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"task": "cheetah-run"}, "task: the checkpoint has 'reacher-easy'"),
+        ({"network": {"hidden_size": 32}}, "network: the checkpoint has"),
+        ({"environment": {"action_repeat": 2}}, "environment: the checkpoint has"),
+    ],
+)
+def test_a_checkpoint_of_another_experiment_is_refused_with_the_difference(
+    tmp_path: Path,
+    changed: dict[str, Any],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    experiment = make()
+    spec = environment_spec(experiment.task, experiment.observation_keys, experiment.environment)
+    learning = Learning(experiment, [spec], torch.device("cpu"))
+    write_checkpoint(
+        RunFolder(tmp_path).checkpoints,
+        run="test",
+        steps=10,
+        updates=0,
+        policy_version=1,
+        experiment=experiment,
+        environment=spec,
+        tensors=learning.state_tensors(),
+        state=checkpoint_state(learning, evaluation_returns=[], rollbacks=0),
+    )
+    assert try_to_start(tmp_path, make(**changed)) == EXIT_CONFIGURATION
+    said = capsys.readouterr().out
+    assert named in said
+    assert "Start a new run" in said
+
+
+def test_a_divergence_leaves_settings_counters_and_the_last_batch(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    learning = Learning(make_experiment(), [SPEC], torch.device("cpu"))
+    drive(learning, 0, 3)
+    _write_diagnostics(tmp_path, learning, "losses were not finite")
+    report = json.loads((tmp_path / "divergence.json").read_text())
+    assert report["reason"] == "losses were not finite"
+    assert report["counters"]["steps"] == 24
+    assert report["experiment"]["task"] == "fake-task"
+    batch = load_file(tmp_path / "divergence.safetensors")
+    assert batch["observation.state"].shape == (32, 5)
+    assert batch["environment_reward"].shape == (32,)
