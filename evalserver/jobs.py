@@ -113,6 +113,7 @@ class Jobs:
             sys.executable,
             "-m",
             "evalserver.worker",
+            str(os.getpid()),
             stdin=PIPE,
             stdout=PIPE,
             limit=LARGEST_HEADER,

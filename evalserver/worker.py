@@ -191,7 +191,7 @@ def warm_up() -> dict[str, Any]:
 
 def main() -> None:
     """Answer requests until standard input closes or the server is gone."""
-    death_with(os.getppid())()
+    death_with(int(sys.argv[1]))()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print

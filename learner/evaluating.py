@@ -107,8 +107,8 @@ class Evaluator:
 
     def _start(self) -> None:
         environment = {**os.environ, "MUJOCO_GL": os.environ.get("MUJOCO_GL", "disabled")}
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "learner.evaluating"],
+        self._child = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "learner.evaluating", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -174,8 +174,8 @@ def evaluate_checkpoint(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer requests from standard input until it closes."""
-    death_with(os.getppid())()
+    """Answer requests from standard input until it closes, or the process argv[1] is gone."""
+    death_with(int(sys.argv[1]))()
     import torch
 
     torch.set_num_threads(1)

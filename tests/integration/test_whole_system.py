@@ -1,0 +1,178 @@
+"""`apprentice up` with all its real services: killed one by one, asked for videos, killed whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVICES = ("replay", "learner", "actor", "evalserver")
+
+
+class System:
+    """One `apprentice up`, its run folder and its processes."""
+
+    def __init__(self, folder: Path, *settings: str) -> None:
+        self.folder = folder
+        self.output = folder / "output"
+        command = [sys.executable, "-m", "cli", "up", "smoke", "--exit-when-done", "--plain"]
+        command += ["--runs", str(folder / "runs"), "--replay-checkpoints", str(folder / "replay")]
+        for setting in settings:
+            command += ["--set", setting]
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        self._supervisor = psutil.Process(self.process.pid)
+
+    @property
+    def run(self) -> Path:
+        (found,) = (self.folder / "runs").iterdir()
+        return found
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def status(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads((self.run / "status.json").read_text())
+        except (OSError, ValueError):
+            return {"steps": 0, "updates": 0, "state": ""}
+        return found
+
+    def descendants(self) -> list[psutil.Process]:
+        return self._supervisor.children(recursive=True)
+
+    def service(self, name: str) -> psutil.Process | None:
+        for process in self._supervisor.children():
+            try:
+                if name in process.cmdline():
+                    return process
+            except psutil.Error:
+                continue
+        return None
+
+    def wait(self, condition: Callable[[], object], what: str, seconds: float = 90.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"it ended before {what}:\n{self.said()}"
+            assert time.monotonic() < deadline, f"waited for {what}:\n{self.said()}"
+            time.sleep(0.1)
+
+    def evaluate(self, query: str) -> bytes:
+        found = re.search(r"http://127\.0\.0\.1:\d+/", self.said())
+        assert found is not None
+        url = f"{found[0]}evaluate?checkpoint=latest&{query}"
+        with urllib.request.urlopen(url, timeout=60.0) as answer:  # noqa: S310
+            content: bytes = answer.read()
+        return content
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., System]]:
+    started: list[System] = []
+
+    def make(*settings: str) -> System:
+        started.append(System(tmp_path, *settings))
+        return started[-1]
+
+    yield make
+    for system in started:
+        if system.process.poll() is None:
+            system.process.kill()
+            system.process.wait(10.0)
+
+
+@pytest.mark.timeout(400)
+def test_a_run_survives_the_loss_of_each_service_and_shows_its_policy(
+    start: Callable[..., System],
+) -> None:
+    system = start(
+        "learner.max_steps=200000",
+        "replay.updates_per_step=0.25",
+        "replay.capacity=100000",
+        "replay.checkpoint_period_seconds=2",
+        "checkpoint.period_steps=500",
+        "evaluation.period_steps=3000",
+    )
+    system.wait(lambda: system.status().get("evaluation_returns"), "the first evaluation")
+    for name in SERVICES:
+        before = system.status()
+        victim = system.service(name)
+        assert victim is not None, name
+        victim.send_signal(signal.SIGKILL)
+
+        def is_back(name: str = name, pid: int = victim.pid) -> bool:
+            process = system.service(name)
+            return process is not None and process.pid != pid
+
+        system.wait(is_back, f"{name} to be started again")
+        system.wait(
+            lambda before=before: (
+                system.status()["steps"] > before["steps"] + 500
+                and system.status()["updates"] > before["updates"] + 100
+            ),
+            f"training to go on without the first {name}",
+        )
+    system.wait(
+        lambda: _log(system, "evalserver").count("the evaluation worker is ready") == 2,
+        "the second server",
+    )
+    answer = json.loads(system.evaluate("format=json&episodes=2"))
+    assert len(answer["episodes"]) == 2
+    with av.open(io.BytesIO(system.evaluate("format=mp4&width=64&height=64"))) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert frames[0].shape == (64, 64, 3)
+    assert frames[0].std() > 5.0
+    status = system.status()
+    assert status["replay_ratio"] == pytest.approx(0.25, rel=0.1)
+    everything = system.descendants()
+    system.process.send_signal(signal.SIGINT)
+    assert system.process.wait(60.0) == 0, system.said()
+    assert psutil.wait_procs(everything, timeout=1.0)[1] == []
+
+
+@pytest.mark.timeout(200)
+def test_a_short_run_finishes_by_itself(start: Callable[..., System]) -> None:
+    system = start()
+    assert system.process.wait(120.0) == 0, system.said()
+    status = system.status()
+    assert (status["state"], len(status["evaluation_returns"])) == ("finished", 2)
+    assert (system.run / "checkpoints" / "step-000000001000").is_dir()
+
+
+@pytest.mark.timeout(200)
+def test_a_killed_supervisor_takes_everything_with_it(start: Callable[..., System]) -> None:
+    system = start("learner.max_steps=1000000", "evaluation.episodes=200")
+    system.wait(
+        lambda: any("learner.evaluating" in _command(child) for child in system.descendants()),
+        "an evaluation under way",
+    )
+    everything = system.descendants()
+    assert len(everything) >= len(SERVICES) + 2  # the children of learner and evaluation server
+    system.process.kill()
+    assert psutil.wait_procs(everything, timeout=5.0)[1] == []
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _log(system: System, service: str) -> str:
+    return (system.run / "logs" / f"{service}.log").read_text().lower()
