@@ -1,24 +1,24 @@
-"""Environment steps per second of one actor on one core: physics, policy and segments, no network.
+"""Environment steps per second of one actor on one core, beside stable-baselines3's collection.
 
-The actor's own loop with K environments, a 2x256 policy and a writer that throws its segments away.
-Steps are control steps of the suite (action repeat 1).
+Ours: the actor's own loop, with a writer that throws its segments away. Theirs: `learn` of SAC with no
+gradient step, its replay buffer included. Both with a 2x256 policy; steps are the suite's control steps.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.alternating import answer, contest  # noqa: E402 - found by the line above
 
 if TYPE_CHECKING:
-    from apprentice.profiling import Span
     from apprentice.types import Segment
 
 
@@ -41,10 +41,8 @@ class QuietLearner:
         """No policy is newer than the one in use."""
 
 
-def measure(
-    task: str, num_environments: int, rounds: int, seconds: float
-) -> tuple[list[float], float, dict[str, Span]]:
-    """Return the rate of each round, steps per CPU second, and where the time of all of them went."""
+def measure_ours(task: str, num_environments: int, seconds: float) -> None:
+    """Answer rounds with the actor's loop; say on standard error where the time of each step went."""
     import torch
 
     from actor.acting import Actor, Connections, Limits
@@ -69,13 +67,12 @@ def measure(
     profile, progress = Profile(), Progress()
     for environment in environments:
         environment.profile = profile
+    length = experiment.replay.segment_length
     deadline = 0.0
     actor = Actor(
         environments,
         policy,
-        SegmentBuilder(
-            spec, experiment.replay.segment_length, num_environments, Origin(0, 0, incarnation=1)
-        ),
+        SegmentBuilder(spec, length, num_environments, Origin(0, 0, incarnation=1)),
         Connections(DiscardingWriter(), QuietLearner(), QuietLearner()),
         progress,
         profile,
@@ -83,72 +80,113 @@ def measure(
         Limits(max_policy_age_seconds=60.0),
         lambda: "the round is over" if time.monotonic() > deadline else None,
     )
-    rates, cpu_started, steps_started = [], 0.0, 0
-    for number in range(rounds + 1):
+
+    def measure(seconds: float = seconds) -> float:
+        nonlocal deadline
+        profile.lap("between rounds")
         before, started = progress.steps, time.monotonic()
-        deadline = started + (seconds if number else 1.0)
+        deadline = started + seconds
         actor.run(published_version=1)
-        if number == 0:  # This round warmed up.
-            cpu_started, steps_started = time.process_time(), progress.steps
-        else:
-            rates.append((progress.steps - before) / (time.monotonic() - started))
-    cpu_rate = (progress.steps - steps_started) / (time.process_time() - cpu_started)
-    return rates, cpu_rate, profile.snapshot()
+        return (progress.steps - before) / (time.monotonic() - started)
+
+    measure(1.0)
+    answer(measure)
+    spans = sorted(profile.snapshot().items(), key=lambda item: -item[1].seconds)
+    shares = ", ".join(f"{name} {1e6 * s.seconds / progress.steps:.2f}" for name, s in spans)
+    print(f"{task}, {num_environments} environments, us a step: {shares}", file=sys.stderr)
+
+
+def measure_sb3(task: str, seconds: float) -> None:
+    """Answer rounds with stable-baselines3's collection from one dm_control environment."""
+    import gymnasium
+    import numpy
+    import torch
+    from dm_control import suite
+    from stable_baselines3 import SAC
+    from stable_baselines3.common.logger import configure
+
+    torch.set_num_threads(1)
+    domain, _, name = task.partition("-")
+    inner = suite.load(domain, name, task_kwargs={"random": 0})
+
+    class Flat(gymnasium.Env):  # type: ignore[misc]
+        action_space = gymnasium.spaces.Box(-1.0, 1.0, inner.action_spec().shape, numpy.float32)
+        observation_space = gymnasium.spaces.Box(
+            -numpy.inf,
+            numpy.inf,
+            (sum(int(numpy.prod(s.shape)) for s in inner.observation_spec().values()),),
+            numpy.float32,
+        )
+
+        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+            return self._flat(inner.reset()), {}
+
+        def step(self, action: Any) -> Any:
+            moment = inner.step(action)
+            return self._flat(moment), moment.reward, False, moment.last(), {}
+
+        @staticmethod
+        def _flat(moment: Any) -> Any:
+            parts = [numpy.ravel(value) for value in moment.observation.values()]
+            return numpy.concatenate(parts).astype(numpy.float32)
+
+    agent = SAC(
+        "MlpPolicy",
+        Flat(),
+        learning_starts=0,
+        gradient_steps=0,
+        buffer_size=100_000,
+        policy_kwargs={"net_arch": [256, 256]},
+    )
+    agent.set_logger(configure(None, []))
+
+    def collect(num_steps: int) -> float:
+        started = time.perf_counter()
+        agent.learn(num_steps, log_interval=None)
+        return num_steps / (time.perf_counter() - started)
+
+    num_steps = max(200, int(seconds * collect(1000)))
+    answer(lambda: collect(num_steps))
 
 
 def main() -> None:
-    """Measure each task on one core and print rows of the results' columns."""
+    """Measure both in turns and print rows, or be one of the two."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print nothing but JSON")
     parser.add_argument("--tasks", nargs="+", default=["reacher-easy", "cheetah-run"])
-    parser.add_argument("--environments", type=int, nargs="+", default=[16])
+    parser.add_argument("--environments", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of a round")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of a round")
+    parser.add_argument("--contestant", help="be this one: sb3, or a number of environments")
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if arguments.contestant == "sb3":
+        measure_sb3(arguments.tasks[0], arguments.seconds)
+        return
+    if arguments.contestant:
+        measure_ours(arguments.tasks[0], int(arguments.contestant), arguments.seconds)
+        return
+    from benchmarks.peers import peer_python
+
     rows = []
     for task in arguments.tasks:
-        for num_environments in arguments.environments:
-            rates, cpu_rate, spans = measure(
-                task, num_environments, arguments.rounds, arguments.seconds
-            )
-            rows.append(
-                {
-                    "benchmark": f"actor_steps_{task}_{num_environments}_environments",
-                    "unit": "env steps/s",
-                    "ours": round(statistics.median(rates), 1),
-                    "peer_name": "",
-                    "peer": None,
-                }
-            )
-            if not arguments.json:
-                print_spans(task, num_environments, rates, cpu_rate, spans)
+        pythons = {str(number): sys.executable for number in arguments.environments}
+        flags = ["--tasks", task, "--seconds", str(arguments.seconds)]
+        commands = {
+            name: [python, __file__, "--contestant", name, *flags]
+            for name, python in {**pythons, "sb3": peer_python("sb3")}.items()
+        }
+        rates = contest(commands, 1, arguments.rounds)
+        rows += [
+            {
+                "benchmark": f"actor_steps_{task}_{name}_environments",
+                "unit": "env steps/s",
+                "ours": round(rates[name], 1),
+                "peer_name": "stable-baselines3 SAC, collection",
+                "peer": round(rates["sb3"], 1),
+            }
+            for name in pythons
+        ]
     print(json.dumps(rows, indent=None if arguments.json else 2))
-
-
-def print_spans(
-    task: str,
-    num_environments: int,
-    rates: list[float],
-    cpu_rate: float,
-    spans: dict[str, Span],
-) -> None:
-    """Say on standard error what each step's time went to.
-
-    Steps per CPU second are what an idle core would give where others compete for this one.
-    """
-    steps = spans["assembling"].units
-    shares = ", ".join(
-        f"{name} {1e6 * span.seconds / steps:.2f}"
-        for name, span in sorted(spans.items(), key=lambda item: -item[1].seconds)
-    )
-    print(
-        f"{task}, {num_environments} environments: {min(rates):,.0f} to {max(rates):,.0f} steps/s, "
-        f"{cpu_rate:,.0f} per CPU second; "
-        f"microseconds a step: {shares}",
-        file=sys.stderr,
-    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,13 @@ with one number on its standard output: the rate of one measuring round.
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 READY_SECONDS = 600.0
 
@@ -53,6 +57,26 @@ class Contestant:
         if not line:
             raise RuntimeError(f"a contestant exited with {self._process.wait(10.0)}")
         return line.strip()
+
+
+def answer(measure: Callable[[], float]) -> None:
+    """Be a contestant: measure one round for each line of standard input, until it closes."""
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(measure(), flush=True)
+
+
+def contest(
+    commands: Mapping[str, Sequence[str | Path]], num_cores: int, rounds: int
+) -> dict[str, float]:
+    """Start all contestants on the same last cores; return each one's median rate."""
+    cores = sorted(os.sched_getaffinity(0))[-num_cores:]
+    with ExitStack() as stack:
+        contestants = {}
+        for name, command in commands.items():
+            contestants[name] = Contestant([str(word) for word in command], cores, os.environ)
+            stack.callback(contestants[name].close)
+        return medians(contestants, rounds)
 
 
 def medians(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, float]:

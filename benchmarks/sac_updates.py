@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.alternating import answer, contest  # noqa: E402 - found by the line above
+
 OBSERVATIONS, ACTIONS, BATCH, NUM_BATCHES = 17, 6, 256, 64
 
 
@@ -90,11 +93,13 @@ def _answer(round_of: Callable[[int], None], seconds: float) -> None:
     started = time.perf_counter()
     round_of(30)
     num_updates = max(20, int(seconds * 30 / (time.perf_counter() - started)))
-    print("ready", flush=True)
-    for _ in sys.stdin:
+
+    def measure() -> float:
         started = time.perf_counter()
         round_of(num_updates)
-        print(num_updates / (time.perf_counter() - started), flush=True)
+        return num_updates / (time.perf_counter() - started)
+
+    answer(measure)
 
 
 def main() -> None:
@@ -106,39 +111,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a round")
     parser.add_argument("--contestant", choices=["float32", "bfloat16", "sb3"])
     arguments = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
     if arguments.contestant == "sb3":
         measure_sb3(arguments.threads, arguments.seconds)
         return
     if arguments.contestant:
         measure_ours(arguments.contestant, arguments.threads, arguments.seconds)
         return
-    from benchmarks.alternating import Contestant, medians
     from benchmarks.peers import peer_python
 
-    cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
-    contestants = {
-        name: Contestant(
-            [
-                str(peer_python("sb3")) if name == "sb3" else sys.executable,
-                str(Path(__file__).resolve()),
-                "--contestant",
-                name,
-                "--threads",
-                str(arguments.threads),
-                "--seconds",
-                str(arguments.seconds),
-            ],
-            cores,
-            os.environ,
-        )
-        for name in ("float32", "bfloat16", "sb3")
-    }
-    try:
-        rates = medians(contestants, arguments.rounds)
-    finally:
-        for contestant in contestants.values():
-            contestant.close()
+    flags = ["--threads", str(arguments.threads), "--seconds", str(arguments.seconds)]
+    pythons = {"float32": sys.executable, "bfloat16": sys.executable, "sb3": peer_python("sb3")}
+    rates = contest(
+        {
+            name: [python, __file__, "--contestant", name, *flags]
+            for name, python in pythons.items()
+        },
+        arguments.threads,
+        arguments.rounds,
+    )
     rows = [
         {
             "benchmark": f"sac_updates_{name}_{arguments.threads}_threads",

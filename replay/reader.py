@@ -27,8 +27,8 @@ class FeedReader:
     """One long-lived reader of the feed.
 
     Beside what `poll` has returned it holds at most `feed_segments // 4` segments, at least one, plus
-    one in its thread's hand and two inside Reverb's sampler: while nobody polls, it takes no more, the
-    feed fills, and actors wait.
+    one in its thread's hand and, inside Reverb's sampler, one more than `feed_segments // 16`, at least
+    two: while nobody polls, it takes no more, the feed fills, and actors wait.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class FeedReader:
         self._rejected: Counter[int] = Counter()
         self._segments = self._transitions = 0
         self._num_prefetched = max(1, settings.feed_segments // 4)
+        self._buffer_size = max(1, settings.feed_segments // 16)
         self._feed: SamplerThread | None = None
         self.num_missing = 0
         """Segments of the task tables that the last recovery did not get to see."""
@@ -51,7 +52,9 @@ class FeedReader:
         Waits for the first only. Raises ReplayMismatch where the server serves another experiment.
         """
         if self._feed is None:
-            self._feed = SamplerThread(self._connection, FEED, 1, self._num_prefetched)
+            self._feed = SamplerThread(
+                self._connection, FEED, self._buffer_size, self._num_prefetched
+            )
         deadline = time.monotonic() + timeout_seconds
         segments: list[Segment] = []
         while len(segments) < max_segments:
