@@ -38,11 +38,9 @@ def answer_with_ours(task: str, quality: str, seconds: float) -> None:
     _answer(step, lambda: environment.render(SIZE, SIZE, camera=0, quality=chosen), seconds)
 
 
-def answer_with_dm_control(task: str, seconds: float) -> None:
-    """Answer rounds with dm_control's own picture."""
-    from apprentice.environments import probe_rendering
-
-    os.environ["MUJOCO_GL"] = probe_rendering().name
+def answer_with_dm_control(task: str, backend: str, seconds: float) -> None:
+    """Answer rounds with dm_control's own picture; it looks for its backend when it is imported."""
+    os.environ["MUJOCO_GL"] = backend
     import numpy as np
     from dm_control import suite
 
@@ -84,16 +82,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a round")
     parser.add_argument("--contestant", choices=[*OURS, "dm_control"], help="be this one")
+    parser.add_argument(
+        "--backend", default="egl", help="of dm_control, where it is to be that one"
+    )
     arguments = parser.parse_args()
     if arguments.contestant == "dm_control":
-        answer_with_dm_control(arguments.tasks[0], arguments.seconds)
+        answer_with_dm_control(arguments.tasks[0], arguments.backend, arguments.seconds)
         return
     if arguments.contestant:
         answer_with_ours(arguments.tasks[0], arguments.contestant, arguments.seconds)
         return
+    from apprentice.environments import probe_rendering
+
+    backend = probe_rendering().name
     rows = []
     for task in arguments.tasks:
-        flags = ["--tasks", task, "--seconds", str(arguments.seconds)]
+        flags = ["--tasks", task, "--seconds", str(arguments.seconds), "--backend", backend]
         commands = {
             name: [sys.executable, __file__, "--contestant", name, *flags]
             for name in (*OURS, "dm_control")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any
 
 import structlog
 import torch
@@ -52,7 +54,7 @@ class SAC:
         self._sums = torch.zeros(len(METRICS), device=device)
         self._num_summed = 0
         self._rejected_in_a_row = torch.zeros((), device=device)
-        self._updates: dict[tuple[bool, bool], Update] = {}
+        self._updates: dict[tuple[bool, bool, int], Update] = {}
         self._shifts_pixels = (
             critic.encoder.torso is not None or self.policy.encoder.torso is not None
         ) and experiment.network.random_shift > 0
@@ -60,12 +62,9 @@ class SAC:
     def update(self, batch: Transition, reward: torch.Tensor) -> None:
         """Make one update on a batch of B transitions, with `reward` [B] in place of any stored one."""
         self.num_updates += 1
-        key = self._form(self.num_updates)
-        if key not in self._updates:
-            self._updates[key] = self._build(*key)
-        values = self._updates[key](
-            self.state, batch, reward, self._draw_noise(len(reward)), self.rate_factor
-        )
+        update = self._update_of(self.num_updates, len(reward))
+        noise = self._draw_noise(len(reward))
+        values = update(self.state, batch, reward, noise, self.rate_factor)
         self._sums += values
         self._rejected_in_a_row = (self._rejected_in_a_row + values[-1]) * values[-1]
         self._num_summed += 1
@@ -76,18 +75,14 @@ class SAC:
         noise = self._draw_noise(len(batch.discount))
         self._generator.set_state(generator)
         for number in range(1, 1 + settings.policy_update_period * settings.target_update_period):
-            key = self._form(number)
-            if key not in self._updates:
-                self._updates[key] = self._build(*key)
-                copies = SACState(
-                    _copied(self.state.critic),
-                    _copied(self.state.policy),
-                    _copied(self.state.log_temperature),
-                    self.state.target_critic.clone(),
-                )
-                self._updates[key](
-                    copies, batch, batch.environment_reward, noise, self.rate_factor.clone()
-                )
+            copies = SACState(
+                _copied(self.state.critic),
+                _copied(self.state.policy),
+                _copied(self.state.log_temperature),
+                self.state.target_critic.clone(),
+            )
+            update = self._update_of(number, len(batch.discount))
+            update(copies, batch, batch.environment_reward, noise, self.rate_factor.clone())
 
     def rejected_in_a_row(self) -> int:
         """Return how many of the newest updates were refused for being non-finite (synchronises)."""
@@ -180,13 +175,15 @@ class SAC:
         """Start another random stream, as after a return to an earlier checkpoint."""
         self._generator.manual_seed(seed)
 
-    def _form(self, number: int) -> tuple[bool, bool]:
-        """Whether update `number` moves the policy, and the target critics."""
+    def _update_of(self, number: int, batch_size: int) -> Update:
+        """Return the form that update `number` takes: whether it moves the policy, and the targets."""
         settings = self._settings
-        return (
-            number % settings.policy_update_period == 0,
-            number % settings.target_update_period == 0,
-        )
+        moves_policy = number % settings.policy_update_period == 0
+        moves_target = number % settings.target_update_period == 0
+        key = (moves_policy, moves_target, batch_size)
+        if key not in self._updates:
+            self._updates[key] = self._build(moves_policy, moves_target)
+        return self._updates[key]
 
     def _draw_noise(self, batch_size: int) -> Noise:
         action = torch.randn(
@@ -218,7 +215,11 @@ def _copied(adam: AdamState) -> AdamState:
 
 
 def compiled(update: Update, mode: str, device: torch.device) -> Update:
-    """Compile an update as `learner.compile` asks; `auto` without a compiler keeps the plain one."""
+    """Compile an update as `learner.compile` asks; `auto` without a compiler keeps the plain one.
+
+    The compiled update is for the shapes, dtypes and devices of its first call and does not check them:
+    the checks take as long as twenty of its operations. Nor does it look at what `update` closes over.
+    """
     if mode == "off":
         return update
     if mode == "auto" and device.type == "cpu" and shutil.which("g++") is None:
@@ -227,12 +228,18 @@ def compiled(update: Update, mode: str, device: torch.device) -> Update:
             install="apt-get install g++",
         )
         return update
+    # Compiled code is kept by code object, and found again without checks: each update needs its own.
+    assert isinstance(update, FunctionType)
+    own = FunctionType(
+        update.__code__.replace(), update.__globals__, "update", None, update.__closure__
+    )
+    options: dict[str, str | int | bool | Callable[..., Any]] = {
+        "max_pointwise_cat_inputs": 1,
+        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
+    }
+    if device.type == "cpu":
+        options["cpp_wrapper"] = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result: Update = torch.compile(
-            update,
-            fullgraph=True,
-            dynamic=False,
-            options={"max_pointwise_cat_inputs": 1},
-        )
+        result: Update = torch.compile(own, fullgraph=True, dynamic=False, options=options)
     return result

@@ -130,6 +130,26 @@ def test_compiled_updates_equal_the_plain_ones_to_one_part_in_ten_thousand() -> 
     assert_equal_parameters(sac, plain, tolerance=1e-4)
 
 
+@pytest.mark.timeout(300)
+def test_compiled_updates_of_one_process_do_not_share_their_settings() -> None:
+    changed: dict[str, Any] = {"sac": {"tau": 0.5, "gamma": 0.5}}
+    compiled = [
+        SAC(make_experiment(learner={"compile": "on"}, **more), make_spec(), CPU, seed=3)
+        for more in ({}, changed)
+    ]
+    expected = SAC(make_experiment(**changed), make_spec(), CPU, seed=3)
+    for sac in (*compiled, expected):
+        run_fast(sac, 3)
+    for name in ("target_critic", "critic"):
+        found = getattr(compiled[1].state, name)
+        plain = getattr(expected.state, name)
+        if name == "critic":
+            found, plain = found.parameters, plain.parameters
+        torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
+    difference = compiled[0].state.target_critic - compiled[1].state.target_critic
+    assert difference.abs().max() > 1e-3
+
+
 def test_bfloat16_stays_near_float32() -> None:
     exact = SAC(make_experiment(), make_spec(), CPU, seed=3)
     rounded = SAC(make_experiment(learner={"precision": "bfloat16"}), make_spec(), CPU, seed=3)
