@@ -9,7 +9,7 @@ import torch
 from torch.func import functional_call, grad_and_value
 
 from apprentice.config import SACSettings
-from apprentice.networks import SquashedGaussianPolicy, log_probability
+from apprentice.networks import SquashedGaussianPolicy, log_probability_of_sample
 from apprentice.types import Transition
 from learner.augmentation import shift_images
 from learner.critics import TwinCritic
@@ -122,7 +122,7 @@ def make_update(
         )
         mean, log_std = mean.float(), log_std.float()
         pre_tanh = mean + log_std.exp() * noise
-        return torch.tanh(pre_tanh), log_probability(pre_tanh, mean, log_std)
+        return torch.tanh(pre_tanh), log_probability_of_sample(noise, pre_tanh, log_std)
 
     def update(
         state: SACState,

@@ -2,7 +2,7 @@
 
 from apprentice.networks.acting import Policy, PolicyMismatch, UniformPolicy
 from apprentice.networks.encoder import ObservationEncoder, initialise_orthogonally
-from apprentice.networks.gaussian import log_probability
+from apprentice.networks.gaussian import log_probability, log_probability_of_sample
 from apprentice.networks.policy import SquashedGaussianPolicy, build_policy
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "build_policy",
     "initialise_orthogonally",
     "log_probability",
+    "log_probability_of_sample",
 ]
