@@ -13,6 +13,7 @@ from dm_control.rl.control import PhysicsError
 
 from apprentice.config import EnvironmentSettings
 from apprentice.environments.renderer import Quality, Renderer, camera_index
+from apprentice.environments.simulation import Simulation
 from apprentice.environments.tasks import Task, load_suite_task
 from apprentice.profiling import Profile
 from apprentice.types import ArraySpec, Ending, EnvironmentSpec, Observation, TimeStep
@@ -62,6 +63,7 @@ class Environment:
         _forget_contexts(self._physics)
         self._model: Any = self._physics.model.ptr
         self._data: Any = self._physics.data.ptr
+        self._simulation = Simulation(self._physics)
         self._num_substeps: int = suite_environment._n_sub_steps
         limit = float(suite_environment._step_limit)
         self._step_limit = limit if math.isfinite(limit) else float(LONGEST_EPISODE)
@@ -129,6 +131,7 @@ class Environment:
         self._num_steps = 0
         with self._physics.reset_context():
             self._task.initialize_episode(self._physics)
+        self._simulation.reset()
         self._read_state()
         if "pixels" in self._keys:
             frame = self._frame()
@@ -141,13 +144,14 @@ class Environment:
         Rewards are summed over the repeat, which ends early where the episode ends. Raises
         PhysicsFault where the simulation or what it yields is not finite.
         """
-        task, physics, profile = self._task, self._physics, self.profile
+        task, physics, simulation = self._task, self._physics, self._simulation
+        profile = self.profile
         control = action if self._unit_actions else self._action_middle + self._action_half * action
         total, discount, ending = 0.0, 1.0, Ending.GOES_ON
         try:
             for _ in range(self._settings.action_repeat):
                 task.before_step(control, physics)
-                physics.step(self._num_substeps)
+                simulation.step(self._num_substeps)
                 task.after_step(physics)
                 total += task.get_reward(physics)
                 self._num_steps += 1
@@ -213,6 +217,7 @@ class Environment:
             )
         mujoco.mj_setState(self._model, self._data, physics_state, _STATE)
         mujoco.mj_step1(self._model, self._data)
+        self._simulation.reset()
 
     def render(
         self,
