@@ -94,6 +94,7 @@ class Worker:
             while len(self._policies) >= MAX_POLICIES:
                 del self._policies[next(iter(self._policies))]
             self._policies[key] = (policy, experiment_of(manifest), manifest.steps)
+        self._policies[key][0].reseed(seed)
         return self._policies[key]
 
     def _check_fit(self, task: str, experiment: Experiment) -> None:

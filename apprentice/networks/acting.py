@@ -36,6 +36,10 @@ class Policy:
                 pre_tanh = torch.addcmul(pre_tanh, noise, log_std.exp())
             return ActionBatch(torch.tanh(pre_tanh).numpy(), pre_tanh.numpy())
 
+    def reseed(self, seed: int) -> None:
+        """Start the random stream of sampled actions anew."""
+        self._generator.manual_seed(seed)
+
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Replace all weights and buffers, or raise PolicyMismatch and keep the old ones."""
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

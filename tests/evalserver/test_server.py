@@ -133,8 +133,17 @@ def test_a_rollout_comes_as_a_video_that_plays(server: Server, run: str) -> None
     assert abs(frames[0].astype(int) - frames[-1]).mean() > 0.5  # the arm moves
 
 
-def test_returns_come_as_json_and_repeat_with_the_seed(server: Server, run: str) -> None:
-    query = {"format": "json", "episodes": 3, "seed": 5, "max_steps": 60}
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_returns_come_as_json_and_repeat_with_the_seed(
+    server: Server, run: str, deterministic: bool
+) -> None:
+    query = {
+        "format": "json",
+        "episodes": 3,
+        "seed": 5,
+        "max_steps": 60,
+        "deterministic": deterministic,
+    }
     first = server.get("/evaluate", checkpoint="latest", **query)
     assert first.status == 200, first.body
     answer = first.json
