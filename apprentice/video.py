@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -85,6 +86,41 @@ def encode_png(frame: np.ndarray, path: Path | None = None) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "PNG")
     return _finish(buffer, path)
+
+
+def contact_sheet(frames: Sequence[np.ndarray], most: int = 16) -> np.ndarray:
+    """Return up to `most` of the frames, evenly spaced in time, side by side in rows: uint8 [H, W, 3].
+
+    The first and the last are among them; what is left of the last row is black.
+    """
+    if not frames:
+        raise EncodingError("expected one frame or more, found none")
+    count = min(most, len(frames))
+    chosen = [frames[round(index)] for index in np.linspace(0, len(frames) - 1, count)]
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    height, width = chosen[0].shape[:2]
+    sheet = np.zeros((rows * height, columns * width, 3), np.uint8)
+    for index, frame in enumerate(chosen):
+        row, column = divmod(index, columns)
+        sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = frame
+    return sheet
+
+
+def side_by_side(rollouts: Sequence[Iterable[np.ndarray]]) -> Iterator[np.ndarray]:
+    """Join the frames of several rollouts, left to right; one that is over keeps its last frame."""
+    iterators = [iter(rollout) for rollout in rollouts]
+    current: list[np.ndarray | None] = [None] * len(iterators)
+    while True:
+        going_on = False
+        for index, iterator in enumerate(iterators):
+            frame = next(iterator, None)
+            if frame is not None:
+                current[index], going_on = frame, True
+        if not going_on:
+            return
+        shown = [frame for frame in current if frame is not None]
+        yield shown[0] if len(iterators) == 1 else np.concatenate(shown, axis=1)
 
 
 def _save_animation(

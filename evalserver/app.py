@@ -12,23 +12,30 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from apprentice.runs import Catalogue
+from evalserver.cache import MediaCache
 from evalserver.jobs import Jobs
 from evalserver.routes import problem, router
 
-MAX_WAITING = 9
-"""Requests at once: one that is served and eight that wait."""
+NUM_WORKERS = 2
+MAX_WAITING = 8
 DEADLINE_SECONDS = 120.0
+CACHE_BYTES = 128 * 2**20
 
 
 def create_app(
-    runs: Path, max_waiting: int = MAX_WAITING, deadline_seconds: float = DEADLINE_SECONDS
+    runs: Path,
+    num_workers: int = NUM_WORKERS,
+    max_waiting: int = MAX_WAITING,
+    deadline_seconds: float = DEADLINE_SECONDS,
+    cache_bytes: int = CACHE_BYTES,
 ) -> FastAPI:
     """Return the application that serves the runs in a folder."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        jobs = Jobs(max_waiting, deadline_seconds)
+        jobs = Jobs(num_workers, max_waiting, deadline_seconds)
         app.state.jobs = jobs
+        app.state.cache = MediaCache(cache_bytes)
         app.state.catalogue = Catalogue(runs)
         jobs.start()
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import secrets
+import urllib.parse
 from collections.abc import Awaitable
 from typing import Annotated, Any
 
@@ -13,8 +15,17 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from apprentice.runs import Catalogue, CheckpointEntry, InvalidCheckpointId, UnknownCheckpoint
+from evalserver.cache import Media, MediaCache, make_media
 from evalserver.jobs import Answer, Busy, DeadlinePassed, Jobs, WorkerFailed
-from evalserver.schemas import CheckpointAnswer, EvaluateAnswer, EvaluateQuery, Problem
+from evalserver.ranges import answer_with
+from evalserver.schemas import (
+    MEDIA_TYPES,
+    CheckpointAnswer,
+    EvaluateAnswer,
+    EvaluateQuery,
+    Problem,
+    RunAnswer,
+)
 
 log = structlog.get_logger()
 
@@ -30,7 +41,11 @@ class ClientGone(Exception):
     "/evaluate",
     response_model=EvaluateAnswer,
     responses={
-        200: {"content": {"video/mp4": {}}, "description": "The rollout, or its returns."},
+        200: {
+            "content": {media_type: {} for media_type in MEDIA_TYPES.values()},
+            "description": "The rollout, or its returns.",
+        },
+        206: {"description": "The part of the rollout that a Range header asked for."},
         404: {"model": Problem, "description": "No such checkpoint."},
         422: {"model": Problem, "description": "A parameter or the checkpoint is at fault."},
         503: {"model": Problem, "description": "Too many requests, or nothing here can draw."},
@@ -40,17 +55,36 @@ class ClientGone(Exception):
 async def evaluate(query: Annotated[EvaluateQuery, Query()], request: Request) -> Response:
     """Run a checkpoint's policy and answer with the rollout itself."""
     catalogue: Catalogue = request.app.state.catalogue
-    jobs: Jobs = request.app.state.jobs
+    cache: MediaCache = request.app.state.cache
+    names = [query.checkpoint] if query.beside is None else [query.checkpoint, query.beside]
     try:
-        entry = await asyncio.to_thread(catalogue.resolve, query.checkpoint)
+        entries = [await asyncio.to_thread(catalogue.resolve, name) for name in names]
     except UnknownCheckpoint as error:
         return problem(404, "No such checkpoint", str(error))
     except InvalidCheckpointId as error:
         return problem(422, "Not a checkpoint id", str(error))
+    key = _cache_key(query, entries)
+    media = cache.get(key)
+    if media is None:
+        made = await _make(query, entries, request)
+        if isinstance(made, Response):
+            return made
+        media = made
+        cache.put(key, media)
+    if query.format == "json":
+        return JSONResponse(media.report)
+    headers = _media_headers(query, entries[0], media.report)
+    return answer_with(media.data, media.media_type, media.etag, headers, request)
+
+
+async def _make(
+    query: EvaluateQuery, entries: list[CheckpointEntry], request: Request
+) -> Media | Response:
+    """Have the workers make what is asked for; return a Response where that failed."""
+    jobs: Jobs = request.app.state.jobs
+    paths = [str(entry.path) for entry in entries]
     try:
-        answer = await _unless_gone(
-            jobs.run({**query.model_dump(), "path": str(entry.path)}), request
-        )
+        answer = await _unless_gone(jobs.run({**query.model_dump(), "paths": paths}), request)
     except Busy as busy:
         headers = {"Retry-After": str(busy.retry_seconds)}
         return problem(503, "Busy", str(busy), headers=headers)
@@ -64,15 +98,50 @@ async def evaluate(query: Annotated[EvaluateQuery, Query()], request: Request) -
         return Response(status_code=499)
     if answer.status != 200:
         return problem(answer.status, "The request cannot be served", answer.report["detail"])
+    first, *others = entries
     report = {
-        "checkpoint": entry.id,
-        "run": entry.run,
-        "deterministic": query.deterministic,
         **answer.report,
+        "checkpoint": first.id,
+        "run": first.run,
+        "deterministic": query.deterministic,
+        "media": _media_links(query, entries),
     }
-    if query.format == "json":
-        return JSONResponse(EvaluateAnswer.model_validate(report).model_dump())
-    return Response(answer.media, media_type="video/mp4", headers=_video_headers(entry, report))
+    for entry in others:
+        report["beside"] = {**report["beside"], "checkpoint": entry.id, "run": entry.run}
+    report = EvaluateAnswer.model_validate(report).model_dump()
+    return make_media(report, answer.media, MEDIA_TYPES.get(query.format, "application/json"))
+
+
+def _cache_key(query: EvaluateQuery, entries: list[CheckpointEntry]) -> str:
+    """Name what is asked for by what it depends on: the checkpoints found, not how they were named."""
+    files = []
+    for entry in entries:
+        try:
+            found = (entry.path / "manifest.json").stat()
+            files.append([entry.id, found.st_ino, found.st_mtime_ns, found.st_size])
+        except OSError:
+            files.append([entry.id])
+    asked = query.model_dump(mode="json", exclude={"checkpoint", "beside"})
+    return json.dumps([files, asked], sort_keys=True)
+
+
+def _media_links(query: EvaluateQuery, entries: list[CheckpointEntry]) -> dict[str, str]:
+    """Return links to the same rollout in each format, by its checkpoints' own ids."""
+    asked = query.model_dump(mode="json", exclude_defaults=True, exclude={"format"})
+    asked["checkpoint"] = entries[0].id
+    if query.beside is not None:
+        asked["beside"] = entries[1].id
+    return {
+        kind: "/evaluate?" + urllib.parse.urlencode({**asked, "format": kind})
+        for kind in MEDIA_TYPES
+    }
+
+
+@router.get("/runs")
+async def runs(request: Request) -> list[RunAnswer]:
+    """List the runs, newest first, as their learners last described them."""
+    catalogue: Catalogue = request.app.state.catalogue
+    return await asyncio.to_thread(_list_runs, catalogue)
 
 
 @router.get("/checkpoints")
@@ -138,16 +207,29 @@ async def _unless_gone(work: Awaitable[Answer], request: Request) -> Answer:
         task.cancel()
 
 
-def _video_headers(entry: CheckpointEntry, report: dict[str, Any]) -> dict[str, str]:
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{entry.id}-seed{report['episodes'][0]['seed']}.mp4")
+def _media_headers(
+    query: EvaluateQuery, entry: CheckpointEntry, report: dict[str, Any]
+) -> dict[str, str]:
+    name = f"{entry.id}-seed{query.seed}.{query.format}"
     returns = ",".join(f"{episode['environment_return']:.3f}" for episode in report["episodes"])
     return {
-        "Content-Disposition": f'inline; filename="{name}"',
+        "Content-Disposition": f'inline; filename="{re.sub(r"[^A-Za-z0-9._-]", "_", name)}"',
         "X-Apprentice-Checkpoint": entry.id,
         "X-Apprentice-Return-Mean": f"{report['return_mean']:.3f}",
         "X-Apprentice-Returns": returns,
-        "Cache-Control": "no-store",
     }
+
+
+def _list_runs(catalogue: Catalogue) -> list[RunAnswer]:
+    answers = []
+    for folder in catalogue.runs():
+        status = folder.read_status()
+        known = status.model_dump() if status is not None else {"state": "starting", "max_steps": 0}
+        described = {name: known.get(name) for name in RunAnswer.model_fields if name in known}
+        described["run"] = folder.path.name
+        described["checkpoints"] = len(catalogue.checkpoints(folder.path.name))
+        answers.append(RunAnswer.model_validate(described))
+    return answers
 
 
 def _list_checkpoints(catalogue: Catalogue, run: str | None) -> list[CheckpointAnswer]:

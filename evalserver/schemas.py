@@ -10,6 +10,15 @@ LARGEST_PIXEL_BUDGET = 640 * 640 * 4000
 """Width times height times frames that one request may ask for."""
 
 
+Format = Literal["mp4", "gif", "webp", "png", "json"]
+MEDIA_TYPES: dict[str, str] = {
+    "mp4": "video/mp4",
+    "gif": "image/gif",
+    "webp": "image/webp",
+    "png": "image/png",
+}
+
+
 class EvaluateQuery(BaseModel):
     """The parameters of GET /evaluate."""
 
@@ -35,14 +44,16 @@ class EvaluateQuery(BaseModel):
     """Height of the video, in pixels."""
     fps: Annotated[float, Field(ge=1, le=120, allow_inf_nan=False)] = 25.0
     """Frames a second, played in real time: only the frames shown are rendered."""
-    format: Literal["mp4", "json"] = "mp4"
-    """The rollout as video, or its returns as JSON."""
+    beside: Annotated[str, Field(min_length=1, max_length=300)] | None = None
+    """A second checkpoint, run with the same seeds and shown to the right of the first."""
+    format: Format = "mp4"
+    """The rollout as video (mp4, gif, webp), as one sheet of pictures (png), or its returns (json)."""
 
     @model_validator(mode="after")
     def _within_budget(self) -> EvaluateQuery:
-        if self.format == "mp4":
+        if self.format != "json":
             frames = self.episodes * (self.max_steps or 1000)
-            wanted = self.width * self.height * frames
+            wanted = self.width * self.height * frames * (2 if self.beside else 1)
             if wanted > LARGEST_PIXEL_BUDGET:
                 raise ValueError(
                     f"expected width x height x frames of at most {LARGEST_PIXEL_BUDGET}, found "
@@ -60,19 +71,44 @@ class EpisodeAnswer(BaseModel):
     ending: str
 
 
-class EvaluateAnswer(BaseModel):
-    """The answer to GET /evaluate?format=json."""
+class SideAnswer(BaseModel):
+    """One checkpoint's episodes."""
 
     checkpoint: str
     run: str
     steps: int
     task: str
-    deterministic: bool
     return_mean: float
     return_min: float
     return_max: float
     episodes: list[EpisodeAnswer]
+
+
+class EvaluateAnswer(SideAnswer):
+    """The answer to GET /evaluate?format=json."""
+
+    deterministic: bool
+    beside: SideAnswer | None
     seconds: dict[str, float]
+    """Seconds of loading, evaluation, and rendering with encoding."""
+    media: dict[str, str]
+    """The same rollout in each other format, as links on this server."""
+
+
+class RunAnswer(BaseModel):
+    """One run of the catalogue, as its learner last described it."""
+
+    run: str
+    task: str | None = None
+    state: str
+    steps: int = 0
+    max_steps: int
+    updates: int = 0
+    best_return: float | None = None
+    evaluation_returns: list[float] = []
+    created: str | None = None
+    updated: str | None = None
+    checkpoints: int
 
 
 class CheckpointAnswer(BaseModel):

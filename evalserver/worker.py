@@ -6,6 +6,7 @@ that many bytes of media. A driver that crashes takes this process along and not
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from apprentice.stopping import death_with
 
@@ -21,11 +22,15 @@ if TYPE_CHECKING:
     import numpy as np
 
     from apprentice.config import Experiment
+    from apprentice.environments import Environment
     from apprentice.evaluation import Evaluation
     from apprentice.networks import Policy
 
 MAX_POLICIES = 8
 MAX_ENVIRONMENTS = 4
+MAX_HELD_BYTES = 256 * 2**20
+"""Frames that a format may hold in memory at once; mp4 holds one."""
+SHEET_PICTURES = 16
 
 
 class Answerable(Exception):
@@ -36,50 +41,69 @@ class Answerable(Exception):
         self.status = status
 
 
+class Rollout(NamedTuple):
+    """One checkpoint's episodes, and what is needed to draw them."""
+
+    task: str
+    experiment: Experiment
+    steps: int
+    evaluation: Evaluation
+
+
 class Worker:
     """Keeps policies, environments and graphics contexts between requests."""
 
     def __init__(self) -> None:
         self._policies: dict[tuple[str, str], tuple[Policy, Experiment, int]] = {}
-        self._environments: dict[str, Any] = {}
+        self._environments: dict[str, Environment] = {}
 
     def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Serve one request; raise Answerable where it is at fault."""
+        started = time.monotonic()
+        paths = [Path(path) for path in request["paths"]]
+        loaded = [self._load(path, int(request["seed"])) for path in paths]
+        task = request["task"] or loaded[0][1].task
+        for _, experiment, _ in loaded:
+            self._check_fit(task, experiment)
+        ready = time.monotonic()
+        rollouts = [self._roll_out(request, task, *parts) for parts in loaded]
+        evaluated = time.monotonic()
+        media = self._draw(request, rollouts) if request["format"] != "json" else b""
+        first, *others = [describe(rollout) for rollout in rollouts]
+        seconds = {
+            "loading": ready - started,
+            "evaluation": evaluated - ready,
+            "rendering_and_encoding": time.monotonic() - evaluated,
+        }
+        return {**first, "beside": others[0] if others else None, "seconds": seconds}, media
+
+    def _roll_out(
+        self,
+        request: dict[str, Any],
+        task: str,
+        policy: Policy,
+        experiment: Experiment,
+        steps: int,
+    ) -> Rollout:
         from apprentice.evaluation import EvaluationError, EvaluationTimeout, evaluate
 
-        started = time.monotonic()
-        policy, experiment, steps = self._load(Path(request["path"]), int(request["seed"]))
-        task = request["task"] or experiment.task
-        self._check_fit(task, experiment)
-        loaded = time.monotonic()
-        seeds = range(request["seed"], request["seed"] + request["episodes"])
         try:
             evaluation = evaluate(
                 policy,
                 task,
-                seeds,
+                range(request["seed"], request["seed"] + request["episodes"]),
                 observation=experiment.reads.policy,
                 settings=experiment.environment,
                 deterministic=request["deterministic"],
                 max_steps=request["max_steps"],
-                keep_trajectories=request["episodes"] if request["format"] == "mp4" else 0,
+                keep_trajectories=0 if request["format"] == "json" else request["episodes"],
                 deadline_seconds=request["deadline_seconds"],
             )
         except EvaluationTimeout as error:
             raise Answerable(504, str(error)) from error
         except EvaluationError as error:
             raise Answerable(422, str(error)) from error
-        evaluated = time.monotonic()
-        media = b""
-        if request["format"] == "mp4":
-            media = self._film(request, task, experiment, evaluation)
-        report = describe(evaluation)
-        report["seconds"] = {
-            "loading": loaded - started,
-            "evaluation": evaluated - loaded,
-            "rendering_and_encoding": time.monotonic() - evaluated,
-        }
-        return {**report, "task": task, "steps": steps}, media
+        return Rollout(task, experiment, steps, evaluation)
 
     def _load(self, path: Path, seed: int) -> tuple[Policy, Experiment, int]:
         from apprentice.checkpoint import CheckpointError, experiment_of, load_policy
@@ -118,49 +142,110 @@ class Worker:
                 f"{found.action_size}",
             )
 
-    def _film(
-        self, request: dict[str, Any], task: str, experiment: Experiment, evaluation: Evaluation
-    ) -> bytes:
-        from apprentice.environments import RenderingUnavailable, make_environment
-        from apprentice.evaluation import playback_fps, render_trajectory
-        from apprentice.video import EncodingError, encode_mp4
+    def _draw(self, request: dict[str, Any], rollouts: list[Rollout]) -> bytes:
+        from apprentice.environments import RenderingUnavailable
+        from apprentice.evaluation import playback_fps
+        from apprentice.video import (
+            EncodingError,
+            contact_sheet,
+            encode_gif,
+            encode_mp4,
+            encode_png,
+            encode_webp,
+            side_by_side,
+        )
 
-        key = f"{task} {experiment.environment.model_dump_json()}"
-        if key not in self._environments:
-            while len(self._environments) >= MAX_ENVIRONMENTS:
-                self._environments.pop(next(iter(self._environments))).close()
-            self._environments[key] = make_environment(task, 0, ("state",), experiment.environment)
-        environment = self._environments[key]
-
-        def frames() -> Iterator[np.ndarray]:
-            for episode in evaluation.episodes:
-                assert episode.trajectory is not None
-                yield from render_trajectory(
-                    task,
-                    experiment.environment,
-                    episode.trajectory,
-                    width=request["width"],
-                    height=request["height"],
-                    camera=request["camera"],
-                    fps=request["fps"],
-                    quality=experiment.evaluation.quality,
-                    environment=environment,
-                )
-
+        kind = request["format"]
+        environments = [self._environment(side, one) for side, one in enumerate(rollouts)]
+        fps = min(playback_fps(e.spec.step_seconds, request["fps"]) for e in environments)
+        if kind == "png":
+            fps = min(fps, self._sheet_fps(rollouts[0], environments[0]))
+        sides = list(zip(rollouts, environments, strict=True))
+        frames = itertools.chain.from_iterable(
+            side_by_side([self._frames(request, *side, number, fps) for side in sides])
+            for number in range(request["episodes"])
+        )
         try:
-            return encode_mp4(frames(), playback_fps(environment.spec.step_seconds, request["fps"]))
+            if kind == "mp4":
+                return encode_mp4(frames, fps)
+            # The others hold all frames at once.
+            held = list(_bounded(frames, request))
+            if kind == "png":
+                return encode_png(contact_sheet(held))
+            return (encode_gif if kind == "gif" else encode_webp)(held, fps)
         except RenderingUnavailable as error:
             raise Answerable(503, f"{error}; format=json needs no rendering") from error
         except ValueError as error:  # the camera
             raise Answerable(422, str(error)) from error
         except EncodingError as error:
-            raise Answerable(500, f"{error}; format=json needs no video") from error
+            raise Answerable(500, f"{error}; format=json needs no pictures") from error
+
+    @staticmethod
+    def _sheet_fps(rollout: Rollout, environment: Environment) -> float:
+        """Return the rate at which a rollout shows about as many states as a sheet has pictures."""
+        steps = sum(episode.length for episode in rollout.evaluation.episodes)
+        return max(1e-3, (SHEET_PICTURES - 1) / (steps * environment.spec.step_seconds))
+
+    def _environment(self, side: int, rollout: Rollout) -> Environment:
+        """Return an environment to draw with; two sides that are drawn in turns have one each."""
+        from apprentice.environments import make_environment
+
+        settings = rollout.experiment.environment
+        key = f"{side} {rollout.task} {settings.model_dump_json()}"
+        environment = self._environments.pop(key, None)
+        if environment is None:
+            while len(self._environments) >= MAX_ENVIRONMENTS:
+                self._environments.pop(next(iter(self._environments))).close()
+            environment = make_environment(rollout.task, 0, ("state",), settings)
+        self._environments[key] = environment  # used last comes last
+        return environment
+
+    @staticmethod
+    def _frames(
+        request: dict[str, Any],
+        rollout: Rollout,
+        environment: Environment,
+        number: int,
+        fps: float,
+    ) -> Iterator[np.ndarray]:
+        from apprentice.evaluation import render_trajectory
+
+        trajectory = rollout.evaluation.episodes[number].trajectory
+        assert trajectory is not None
+        return render_trajectory(
+            rollout.task,
+            rollout.experiment.environment,
+            trajectory,
+            width=request["width"],
+            height=request["height"],
+            camera=request["camera"],
+            fps=fps,
+            quality=rollout.experiment.evaluation.quality,
+            environment=environment,
+        )
 
 
-def describe(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the returns of an evaluation as JSON."""
-    returns = [episode.environment_return for episode in evaluation.episodes]
+def _bounded(frames: Iterator[np.ndarray], request: dict[str, Any]) -> Iterator[np.ndarray]:
+    """Pass frames on as long as they fit into memory together."""
+    num_bytes = 0
+    for frame in frames:
+        num_bytes += frame.nbytes
+        if num_bytes > MAX_HELD_BYTES:
+            raise Answerable(
+                422,
+                f"{request['format']}: expected frames of at most {MAX_HELD_BYTES >> 20} MiB together, "
+                "found more; ask for smaller ones, fewer of them (fps, max_steps), or format=mp4",
+            )
+        yield frame
+
+
+def describe(rollout: Rollout) -> dict[str, Any]:
+    """Return a rollout's returns as JSON."""
+    episodes = rollout.evaluation.episodes
+    returns = [episode.environment_return for episode in episodes]
     return {
+        "task": rollout.task,
+        "steps": rollout.steps,
         "return_mean": sum(returns) / len(returns),
         "return_min": min(returns),
         "return_max": max(returns),
@@ -171,7 +256,7 @@ def describe(evaluation: Evaluation) -> dict[str, Any]:
                 "length": episode.length,
                 "ending": episode.ending.name.lower(),
             }
-            for episode in evaluation.episodes
+            for episode in episodes
         ],
     }
 
