@@ -224,7 +224,7 @@ class Catalogue:
 
     def checkpoints(self, run: str) -> tuple[CheckpointEntry, ...]:
         """List the checkpoints of a run, fewest steps first; raise UnknownCheckpoint for no such run."""
-        return _checkpoints_of(self._find_run(run))
+        return _checkpoints_of(self.find_run(run))
 
     def resolve(self, identifier: str) -> CheckpointEntry:
         """Find `RUN`, `RUN:latest`, `RUN:best`, `RUN:STEPS`, or `latest`: the newest run that has one.
@@ -240,7 +240,7 @@ class Catalogue:
             raise UnknownCheckpoint(
                 "expected a run with a checkpoint, found none yet: wait for the first"
             )
-        entries = _checkpoints_of(self._find_run(run))
+        entries = _checkpoints_of(self.find_run(run))
         if not entries:
             raise UnknownCheckpoint(f"run {run} has no checkpoint yet: wait for the first")
         which = which or "latest"
@@ -258,7 +258,8 @@ class Catalogue:
             f"{steps}" + (f" ({len(entries)} in all)" if len(entries) > 5 else "")
         )
 
-    def _find_run(self, run: str) -> RunFolder:
+    def find_run(self, run: str) -> RunFolder:
+        """Return a run by its name; raise UnknownCheckpoint where there is none."""
         folders = self.runs()
         for folder in folders:
             if folder.path.name == run:

@@ -10,8 +10,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
 
 from apprentice.runs import Catalogue
+from evalserver import page
 from evalserver.cache import MediaCache
 from evalserver.jobs import Jobs
 from evalserver.routes import problem, router
@@ -35,8 +37,6 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         jobs = Jobs(num_workers, max_waiting, deadline_seconds)
         app.state.jobs = jobs
-        app.state.cache = MediaCache(cache_bytes)
-        app.state.catalogue = Catalogue(runs)
         jobs.start()
         try:
             yield
@@ -49,7 +49,11 @@ def create_app(
         version="1",
         lifespan=lifespan,
     )
+    app.state.cache = MediaCache(cache_bytes)
+    app.state.catalogue = Catalogue(runs)
     app.include_router(router)
+    app.include_router(page.router)
+    app.mount("/static", StaticFiles(directory=page.FOLDER / "static"), name="static")
 
     @app.exception_handler(RequestValidationError)
     async def refuse_parameters(request: Request, error: RequestValidationError) -> JSONResponse:

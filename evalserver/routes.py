@@ -21,6 +21,7 @@ from evalserver.ranges import answer_with
 from evalserver.schemas import (
     MEDIA_TYPES,
     CheckpointAnswer,
+    EpisodeQuery,
     EvaluateAnswer,
     EvaluateQuery,
     Problem,
@@ -81,23 +82,10 @@ async def _make(
     query: EvaluateQuery, entries: list[CheckpointEntry], request: Request
 ) -> Media | Response:
     """Have the workers make what is asked for; return a Response where that failed."""
-    jobs: Jobs = request.app.state.jobs
     paths = [str(entry.path) for entry in entries]
-    try:
-        answer = await _unless_gone(jobs.run({**query.model_dump(), "paths": paths}), request)
-    except Busy as busy:
-        headers = {"Retry-After": str(busy.retry_seconds)}
-        return problem(503, "Busy", str(busy), headers=headers)
-    except DeadlinePassed as error:
-        return problem(504, "Took too long", str(error))
-    except WorkerFailed as error:
-        incident = secrets.token_hex(4)
-        log.error("a worker failed", incident=incident, query=query.model_dump())
-        return problem(500, "The evaluation failed", str(error), incident)
-    except ClientGone:
-        return Response(status_code=499)
-    if answer.status != 200:
-        return problem(answer.status, "The request cannot be served", answer.report["detail"])
+    answer = await _work({**query.model_dump(), "paths": paths}, request)
+    if isinstance(answer, Response):
+        return answer
     first, *others = entries
     report = {
         **answer.report,
@@ -110,6 +98,58 @@ async def _make(
         report["beside"] = {**report["beside"], "checkpoint": entry.id, "run": entry.run}
     report = EvaluateAnswer.model_validate(report).model_dump()
     return make_media(report, answer.media, MEDIA_TYPES.get(query.format, "application/json"))
+
+
+@router.get(
+    "/episodes",
+    responses={
+        200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}},
+        404: {"model": Problem, "description": "No such run, or it kept no such episode."},
+    },
+)
+async def episodes(query: Annotated[EpisodeQuery, Query()], request: Request) -> Response:
+    """Answer with an episode that a run's periodic evaluation kept, as a video."""
+    catalogue: Catalogue = request.app.state.catalogue
+    cache: MediaCache = request.app.state.cache
+    try:
+        folder = await asyncio.to_thread(catalogue.find_run, query.run)
+    except UnknownCheckpoint as error:
+        return problem(404, "No such run", str(error))
+    path = folder.evaluations / f"step-{query.steps:012d}.trajectory.safetensors"
+    if path.is_symlink() or not path.is_file():
+        detail = f"run {folder.path.name} kept no episode of an evaluation at {query.steps} steps"
+        return problem(404, "No such episode", detail)
+    key = f"episode {path.stat().st_mtime_ns} {query.model_dump_json()}"
+    media = cache.get(key)
+    if media is None:
+        answer = await _work({**query.model_dump(), "trajectory": str(path)}, request)
+        if isinstance(answer, Response):
+            return answer
+        media = make_media(answer.report, answer.media, MEDIA_TYPES[query.format])
+        cache.put(key, media)
+    headers = {"X-Apprentice-Return-Mean": f"{media.report['return_mean']:.3f}"}
+    return answer_with(media.data, media.media_type, media.etag, headers, request)
+
+
+async def _work(asked: dict[str, Any], request: Request) -> Answer | Response:
+    """Have a worker serve what is asked; return a Response where that failed."""
+    jobs: Jobs = request.app.state.jobs
+    try:
+        answer = await _unless_gone(jobs.run(asked), request)
+    except Busy as busy:
+        headers = {"Retry-After": str(busy.retry_seconds)}
+        return problem(503, "Busy", str(busy), headers=headers)
+    except DeadlinePassed as error:
+        return problem(504, "Took too long", str(error))
+    except WorkerFailed as error:
+        incident = secrets.token_hex(4)
+        log.error("a worker failed", incident=incident, asked=asked)
+        return problem(500, "The evaluation failed", str(error), incident)
+    except ClientGone:
+        return Response(status_code=499)
+    if answer.status != 200:
+        return problem(answer.status, "The request cannot be served", answer.report["detail"])
+    return answer
 
 
 def _cache_key(query: EvaluateQuery, entries: list[CheckpointEntry]) -> str:

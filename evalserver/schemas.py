@@ -62,6 +62,27 @@ class EvaluateQuery(BaseModel):
         return self
 
 
+class EpisodeQuery(BaseModel):
+    """The parameters of GET /episodes: an episode that a run's periodic evaluation kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    run: Annotated[str, Field(min_length=1, max_length=300)]
+    """The run's id."""
+    steps: Annotated[int, Field(ge=0, lt=10**12)]
+    """Agent steps of the evaluated checkpoint."""
+    camera: Annotated[str, Field(pattern=r"^[A-Za-z0-9_. -]{1,64}$")] = "0"
+    """Camera by index or name; -1 is the free camera."""
+    width: Annotated[int, Field(ge=16, le=640)] = 320
+    """Width of the video, in pixels."""
+    height: Annotated[int, Field(ge=16, le=640)] = 320
+    """Height of the video, in pixels."""
+    fps: Annotated[float, Field(ge=1, le=120, allow_inf_nan=False)] = 25.0
+    """Frames a second, played in real time."""
+    format: Literal["mp4", "gif", "webp", "png"] = "mp4"
+    """The episode as video, or as one sheet of pictures."""
+
+
 class EpisodeAnswer(BaseModel):
     """One evaluated episode."""
 

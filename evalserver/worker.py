@@ -21,8 +21,9 @@ from apprentice.stopping import death_with
 if TYPE_CHECKING:
     import numpy as np
 
-    from apprentice.config import Experiment
+    from apprentice.config import EnvironmentSettings, Experiment
     from apprentice.environments import Environment
+    from apprentice.environments.renderer import Quality
     from apprentice.evaluation import Evaluation
     from apprentice.networks import Policy
 
@@ -45,7 +46,8 @@ class Rollout(NamedTuple):
     """One checkpoint's episodes, and what is needed to draw them."""
 
     task: str
-    experiment: Experiment
+    settings: EnvironmentSettings
+    quality: Quality
     steps: int
     evaluation: Evaluation
 
@@ -59,14 +61,16 @@ class Worker:
 
     def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Serve one request; raise Answerable where it is at fault."""
-        started = time.monotonic()
-        paths = [Path(path) for path in request["paths"]]
-        loaded = [self._load(path, int(request["seed"])) for path in paths]
-        task = request["task"] or loaded[0][1].task
-        for _, experiment, _ in loaded:
-            self._check_fit(task, experiment)
-        ready = time.monotonic()
-        rollouts = [self._roll_out(request, task, *parts) for parts in loaded]
+        started = ready = time.monotonic()
+        if "trajectory" in request:
+            rollouts = [self._kept(request)]
+        else:
+            loaded = [self._load(Path(path), int(request["seed"])) for path in request["paths"]]
+            task = request["task"] or loaded[0][1].task
+            for _, experiment, _ in loaded:
+                self._check_fit(task, experiment)
+            ready = time.monotonic()
+            rollouts = [self._roll_out(request, task, *parts) for parts in loaded]
         evaluated = time.monotonic()
         media = self._draw(request, rollouts) if request["format"] != "json" else b""
         first, *others = [describe(rollout) for rollout in rollouts]
@@ -103,7 +107,23 @@ class Worker:
             raise Answerable(504, str(error)) from error
         except EvaluationError as error:
             raise Answerable(422, str(error)) from error
-        return Rollout(task, experiment, steps, evaluation)
+        quality = experiment.evaluation.quality
+        return Rollout(task, experiment.environment, quality, steps, evaluation)
+
+    @staticmethod
+    def _kept(request: dict[str, Any]) -> Rollout:
+        """Return an episode that a training run kept, as a rollout."""
+        from apprentice.evaluation import Episode, Evaluation
+        from apprentice.trajectories import TrajectoryError, load_trajectory
+
+        try:
+            trajectory, task, settings = load_trajectory(Path(request["trajectory"]))
+        except (OSError, TrajectoryError) as error:
+            raise Answerable(422, f"the kept episode cannot be used: {error}") from error
+        total = float(trajectory.environment_reward.sum())
+        length = len(trajectory.action)
+        episode = Episode(trajectory.seed, total, length, trajectory.ending, trajectory)
+        return Rollout(task, settings, "look", request["steps"], Evaluation((episode,), 0.0))
 
     def _load(self, path: Path, seed: int) -> tuple[Policy, Experiment, int]:
         from apprentice.checkpoint import CheckpointError, experiment_of, load_policy
@@ -163,7 +183,7 @@ class Worker:
         sides = list(zip(rollouts, environments, strict=True))
         frames = itertools.chain.from_iterable(
             side_by_side([self._frames(request, *side, number, fps) for side in sides])
-            for number in range(request["episodes"])
+            for number in range(len(rollouts[0].evaluation.episodes))
         )
         try:
             if kind == "mp4":
@@ -190,7 +210,7 @@ class Worker:
         """Return an environment to draw with; two sides that are drawn in turns have one each."""
         from apprentice.environments import make_environment
 
-        settings = rollout.experiment.environment
+        settings = rollout.settings
         key = f"{side} {rollout.task} {settings.model_dump_json()}"
         environment = self._environments.pop(key, None)
         if environment is None:
@@ -214,13 +234,13 @@ class Worker:
         assert trajectory is not None
         return render_trajectory(
             rollout.task,
-            rollout.experiment.environment,
+            rollout.settings,
             trajectory,
             width=request["width"],
             height=request["height"],
             camera=request["camera"],
             fps=fps,
-            quality=rollout.experiment.evaluation.quality,
+            quality=rollout.quality,
             environment=environment,
         )
 

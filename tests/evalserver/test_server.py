@@ -26,11 +26,13 @@ import torch
 from PIL import Image
 
 from apprentice.checkpoint import write_checkpoint
-from apprentice.config import Experiment
+from apprentice.config import EnvironmentSettings, Experiment
 from apprentice.environments import environment_spec, probe_rendering
-from apprentice.networks import build_policy
+from apprentice.evaluation import evaluate
+from apprentice.networks import UniformPolicy, build_policy
 from apprentice.ports import is_free
 from apprentice.runs import RunFolder
+from apprentice.trajectories import save_trajectory
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_graphics = pytest.mark.skipif(probe_rendering().name == "none", reason="nothing draws here")
@@ -223,6 +225,30 @@ def test_too_many_frames_for_memory_are_refused_with_what_to_do(server: Server, 
     )
     assert reply.status == 422
     assert "format=mp4" in reply.json["detail"]
+
+
+@needs_graphics
+def test_the_kept_episode_of_an_evaluation_is_drawn(server: Server, runs: Path, run: str) -> None:
+    spec = environment_spec("reacher-easy", ("state",), EnvironmentSettings())
+    policy = UniformPolicy(spec, seed=0)
+    episode = evaluate(policy, "reacher-easy", [3], max_steps=30, keep_trajectories=1).episodes[0]
+    assert episode.trajectory is not None
+    save_trajectory(
+        runs / run / "evaluations" / "step-000000000100.trajectory.safetensors",
+        episode.trajectory,
+        task="reacher-easy",
+        settings=EnvironmentSettings(),
+    )
+    query = {"run": run, "steps": 100, "width": 64, "height": 64, "fps": 50}
+    reply = server.get("/episodes", **query)
+    assert reply.status == 200, reply.body
+    assert float(reply.headers["x-apprentice-return-mean"]) == pytest.approx(
+        episode.environment_return, abs=1e-3
+    )
+    with av.open(io.BytesIO(reply.body)) as video:
+        assert len(list(video.decode(video=0))) == 31
+    assert server.get("/episodes", **{**query, "steps": 200}).status == 404
+    assert server.get("/episodes", **{**query, "run": "../" + run}).status == 404
 
 
 def test_runs_are_listed(server: Server, run: str) -> None:

@@ -1,0 +1,195 @@
+"""The page at `/`: runs, learning curves, checkpoints and a player, made on the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from apprentice.checkpoint_files import read_text
+from apprentice.run_status import RunStatus
+from apprentice.runs import Catalogue, RunFolder, UnknownCheckpoint
+from apprentice.suite_tasks import SUITE_TASKS
+from evalserver.curves import DEFAULTS, draw_curve, read_curves
+
+router = APIRouter(include_in_schema=False)
+
+FOLDER = Path(__file__).resolve().parent
+MOST_RUNS = 50
+MOST_ROWS = 200
+POLICY = (
+    "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+"""The page loads nothing from elsewhere, and nobody may frame it."""
+RunName = Annotated[str, Query(max_length=300)]
+MetricName = Annotated[str, Query(max_length=200)]
+
+
+class EvaluationRow(NamedTuple):
+    """One periodic evaluation of a run."""
+
+    steps: int
+    mean: float
+    low: float
+    high: float
+    episodes: int
+    kept: bool  # whether its first episode can be watched
+
+
+def _number(value: float | None, digits: int | None = None) -> str:
+    """Write a number for people; a dash where there is none."""
+    if value is None:
+        return "–"
+    if digits is not None:
+        return f"{value:,.{digits}f}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.3g}"
+
+
+_templates = Environment(
+    loader=FileSystemLoader(FOLDER / "templates"),
+    autoescape=select_autoescape(),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.globals["number"] = _number
+
+
+@router.get("/", response_class=HTMLResponse)
+async def page(
+    request: Request,
+    run: RunName | None = None,
+    first: MetricName | None = None,
+    second: MetricName | None = None,
+) -> HTMLResponse:
+    """Show one run, the newest unless another is named, and the list of all."""
+    catalogue: Catalogue = request.app.state.catalogue
+    return await _answer(_page, catalogue, run, (first, second))
+
+
+@router.get("/live", response_class=HTMLResponse)
+async def live(request: Request, run: RunName) -> HTMLResponse:
+    """The part of the page that changes every second."""
+    catalogue: Catalogue = request.app.state.catalogue
+    return await _answer(lambda: _live(catalogue.find_run(run)))
+
+
+@router.get("/curves", response_class=HTMLResponse)
+async def curves(
+    request: Request,
+    run: RunName,
+    first: MetricName | None = None,
+    second: MetricName | None = None,
+) -> HTMLResponse:
+    """The two learning curves."""
+    catalogue: Catalogue = request.app.state.catalogue
+    return await _answer(lambda: _curves(catalogue.find_run(run), (first, second)))
+
+
+async def _answer(make: Callable[..., str], *arguments: Any) -> HTMLResponse:
+    """Answer with what `make` returns, which reads files; 404 where the run is not there."""
+    try:
+        return _html(await asyncio.to_thread(make, *arguments))
+    except UnknownCheckpoint as error:
+        return _html(_render("missing.html", reason=str(error)), 404)
+
+
+def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str | None]) -> str:
+    folders = catalogue.runs()
+    entries = [_status(folder) for folder in folders[:MOST_RUNS]]
+    if run is None and not folders:
+        return _render("page.html", run=None, runs=[])
+    folder = folders[0] if run is None else catalogue.find_run(run)
+    evaluations = _evaluations(folder)
+    returns = {row.steps: row.mean for row in evaluations}
+    checkpoints = [
+        {**entry._asdict(), "environment_return": returns.get(entry.steps)}
+        for entry in reversed(catalogue.checkpoints(folder.path.name))
+    ]
+    return _render(
+        "page.html",
+        run=folder.path.name,
+        runs=entries,
+        status=_status(folder),
+        live=Markup(_live(folder)),  # noqa: S704 - our own template's output
+        curves=Markup(_curves(folder, metrics)),  # noqa: S704
+        checkpoints=checkpoints[:MOST_ROWS],
+        evaluations=list(reversed(evaluations))[:MOST_ROWS],
+        tasks=SUITE_TASKS,
+    )
+
+
+def _live(folder: RunFolder) -> str:
+    status = _status(folder)
+    return _render("live.html", status=status, age=_age(status.updated))
+
+
+def _curves(folder: RunFolder, metrics: tuple[str | None, str | None]) -> str:
+    found = read_curves(folder.metrics)
+    charts = []
+    for which, asked, default in zip(("first", "second"), metrics, DEFAULTS, strict=True):
+        name = asked or default
+        drawn = Markup(draw_curve(name, found.get(name, [])))  # noqa: S704 - escaped where drawn
+        charts.append((which, name, drawn))
+    names = sorted(found.keys() | {name for _, name, _ in charts})
+    return _render("curves.html", charts=charts, metrics=names)
+
+
+def _status(folder: RunFolder) -> RunStatus:
+    """Return what the learner last said; of a run that has not begun, its experiment's frame."""
+    status = folder.read_status()
+    if status is not None:
+        return status.model_copy(update={"run": folder.path.name})
+    return RunStatus(run=folder.path.name, experiment="", task="", state="starting", max_steps=0)
+
+
+def _evaluations(folder: RunFolder) -> list[EvaluationRow]:
+    rows = []
+    for path in sorted(folder.evaluations.glob("step-*.json")):
+        try:
+            stored: dict[str, Any] = json.loads(read_text(path, 2**20) or "")
+            returns = [float(value) for value in stored["returns"]]
+            kept = path.with_suffix(".trajectory.safetensors").is_file()
+            mean = sum(returns) / len(returns)
+            row = (int(stored["steps"]), mean, min(returns), max(returns), len(returns), kept)
+            rows.append(EvaluationRow(*row))
+        except (ValueError, KeyError, TypeError, ZeroDivisionError):
+            continue  # Half written, or not one of ours.
+    return rows
+
+
+def _age(updated: str | None) -> str:
+    """Write how long ago a moment was; "" where it is not known."""
+    if updated is None:
+        return ""
+    try:
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(updated)).total_seconds()
+    except (ValueError, TypeError):
+        return ""
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def _render(template: str, **values: Any) -> str:
+    return _templates.get_template(template).render(**values)
+
+
+def _html(text: str, status: int = 200) -> HTMLResponse:
+    headers = {
+        "Content-Security-Policy": POLICY,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-store",
+    }
+    return HTMLResponse(text, status, headers)

@@ -1,0 +1,64 @@
+// What the page does beyond links and forms, which work without it: the live part renews itself,
+// curves follow their selects, and rollouts play in place.
+"use strict";
+
+const live = document.getElementById("live");
+const curves = document.getElementById("curves");
+const player = document.getElementById("player");
+const video = document.getElementById("video");
+const said = document.getElementById("said");
+const LIVE_MILLISECONDS = 2000;
+const CURVES_MILLISECONDS = 15000;
+
+async function renew(element, url) {
+  if (document.hidden) return;
+  try {
+    const reply = await fetch(url, { cache: "no-store" });
+    if (reply.ok) element.innerHTML = await reply.text();
+  } catch (error) {
+    // The server is away; the next round tries again.
+  }
+}
+
+function curvesUrl() {
+  const chosen = new URLSearchParams({ run: live.dataset.run });
+  for (const select of curves.querySelectorAll("select")) chosen.set(select.name, select.value);
+  return "/curves?" + chosen;
+}
+
+async function play(url) {
+  said.textContent = "running the policy and drawing it …";
+  const reply = await fetch(url);
+  if (!reply.ok) {
+    const problem = await reply.json().catch(() => ({ detail: reply.statusText }));
+    said.textContent = problem.detail;
+    return;
+  }
+  const mean = reply.headers.get("X-Apprentice-Return-Mean");
+  await reply.blob();
+  said.textContent = mean === null ? "" : "return " + mean;
+  video.src = url; // From the server's cache, with seeking.
+  await video.play().catch(() => undefined);
+}
+
+if (live) {
+  setInterval(() => renew(live, "/live?run=" + encodeURIComponent(live.dataset.run)), LIVE_MILLISECONDS);
+  setInterval(() => {
+    if (!curves.contains(document.activeElement)) renew(curves, curvesUrl());
+  }, CURVES_MILLISECONDS);
+  curves.addEventListener("change", () => renew(curves, curvesUrl()));
+  player.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const asked = new URLSearchParams(new FormData(player));
+    for (const name of ["beside", "task"]) if (!asked.get(name)) asked.delete(name);
+    play("/evaluate?" + asked);
+  });
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest("a.play, a.watch");
+    if (link === null) return;
+    event.preventDefault();
+    if (link.dataset.checkpoint) player.elements.checkpoint.value = link.dataset.checkpoint;
+    video.scrollIntoView({ block: "nearest" });
+    play(link.getAttribute("href"));
+  });
+}
