@@ -19,6 +19,8 @@ class Flags:
     """HOST:PORT of the replay server."""
     slot: int | None = None
     """Slot to ask for; the learner chooses one otherwise."""
+    metrics: str | None = None
+    """Serve Prometheus metrics on this HOST:PORT."""
 
 
 def main() -> int:
@@ -31,13 +33,15 @@ def main() -> int:
     import tyro
 
     from apprentice.logs import configure_logging
+    from apprentice.ports import split_address
 
     flags = tyro.cli(Flags, prog="python -m actor")
     configure_logging("actor")
     for name, address in (("--learner", flags.learner), ("--replay", flags.replay)):
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
-            structlog.get_logger().error(f"{name}: expected HOST:PORT, found {address!r}")
+        try:
+            split_address(address)
+        except ValueError as error:
+            structlog.get_logger().error(f"{name}: {error}")
             return EXIT_CONFIGURATION
 
     def reason_to_stop() -> str | None:
@@ -47,7 +51,7 @@ def main() -> int:
 
     from actor.starting import start
 
-    return start(flags.learner, flags.replay, flags.slot, reason_to_stop)
+    return start(flags.learner, flags.replay, flags.slot, reason_to_stop, flags.metrics)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from apprentice.rpc import (
     SlotTaken,
     SpecMismatch,
 )
+from apprentice.types import Metrics
 
 log = structlog.get_logger()
 
@@ -99,6 +100,14 @@ class Progress:
         self.faults = 0
         self.policy_version = 0
         self._episodes: deque[EpisodeReport] = deque(maxlen=MAX_EPISODES)
+
+    def metrics(self) -> Metrics:
+        """Return steps made, faults met and the version of the policy in use."""
+        return {
+            "actor/steps": float(self.steps),
+            "actor/faults": float(self.faults),
+            "actor/policy_version": float(self.policy_version),
+        }
 
     def add_episode(self, episode: EpisodeReport) -> None:
         """Note a finished episode; the oldest are lost if the learner is away for long."""

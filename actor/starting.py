@@ -13,6 +13,7 @@ import structlog
 
 from actor.errors import CannotJoin, DoesNotFit, LearnerLost, NoPolicy
 from actor.membership import Heartbeats, Progress, join
+from apprentice.exporter import Exporter, MetricsPortError
 from apprentice.profiling import Profile
 from apprentice.rpc import LearnerClient, LearnerError, Membership
 from replay.errors import ReplayMismatch
@@ -30,9 +31,16 @@ CALL_SECONDS = 4.0
 
 
 def start(
-    learner: str, replay: str, slot: int | None, reason_to_stop: Callable[[], str | None]
+    learner: str,
+    replay: str,
+    slot: int | None,
+    reason_to_stop: Callable[[], str | None],
+    metrics: str | None = None,
 ) -> int:
-    """Serve the learner at HOST:PORT until the run is over; return the process's exit code."""
+    """Serve the learner at HOST:PORT until the run is over; return the process's exit code.
+
+    `metrics` is where Prometheus may ask, HOST:PORT.
+    """
     profile, incarnation = Profile(), secrets.randbits(64) | 1
     try:
         with ExitStack() as stack:
@@ -44,13 +52,16 @@ def start(
             log.info("joined", run=membership.run, slot=membership.slot)
             profile.lap("joining")
             progress = Progress()
+            if metrics is not None:
+                exporter = Exporter("actor", metrics, progress.metrics, profile.snapshot)
+                stack.callback(exporter.close)
             heartbeats = Heartbeats(client, membership, incarnation, progress, profile.snapshot)
             stack.callback(heartbeats.close)
             serving = _Serving(membership, incarnation, replay, client, heartbeats)
             reason = serving.act(progress, profile, reason_to_stop)
             log.info("the actor leaves", reason=reason, steps=progress.steps)
             return 0
-    except (DoesNotFit, ReplayMismatch) as error:
+    except (DoesNotFit, ReplayMismatch, MetricsPortError) as error:
         log.error("this actor does not fit", reason=str(error))
         return EXIT_CONFIGURATION
     except (CannotJoin, NoPolicy, LearnerLost, LearnerError) as error:

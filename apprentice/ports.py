@@ -22,6 +22,14 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT`; raise ValueError for anything else."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError(f"expected HOST:PORT, found {address!r}")
+    return host.strip("[]"), int(port)
+
+
 def describe_holder(port: int) -> str:
     """Name the process that listens on the port, as far as we may look."""
     import psutil

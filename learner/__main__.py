@@ -22,6 +22,8 @@ class Flags:
     """Interface to listen on."""
     port: int = 50051
     """Port to listen on."""
+    metrics: str | None = None
+    """Serve Prometheus metrics on this HOST:PORT."""
 
 
 def main() -> int:
@@ -38,7 +40,13 @@ def main() -> int:
     from learner.starting import start
 
     return start(
-        flags.experiment, flags.run_directory, flags.replay, flags.host, flags.port, stop.asked
+        flags.experiment,
+        flags.run_directory,
+        flags.replay,
+        flags.host,
+        flags.port,
+        stop.asked,
+        flags.metrics,
     )
 
 

@@ -13,7 +13,7 @@ from apprentice.config import Experiment
 from apprentice.metrics import MetricsWriter
 from apprentice.profiling import Profile
 from apprentice.runs import RunFolder, RunState, RunStatus
-from apprentice.types import EnvironmentSpec, Segment
+from apprentice.types import EnvironmentSpec, Metrics, Segment
 from apprentice.watchdog import Watchdog
 from learner.evaluating import Evaluator
 from learner.learning import Learning
@@ -116,6 +116,10 @@ class Runner:
             self._learning.counters.updates,
             {"replay/missing_segments": float(missing), "replay/new_segments": float(new)},
         )
+
+    def metrics(self) -> Metrics:
+        """Return the newest values of everything that is measured; from any thread."""
+        return dict(self._last_metrics)
 
     def failed(self, reason: str) -> None:
         """Say in the run's status that it failed, and why."""
@@ -359,7 +363,7 @@ class Runner:
         values.update(span_metrics("learner", self._profile.snapshot()))
         for slot, spans in self._service.spans().items():
             values.update(span_metrics(f"actor-{slot}", spans))
-        self._last_metrics.update(values)
+        self._last_metrics = {**self._last_metrics, **values}  # whole, for other threads
         self._metrics.write(learning.counters.steps, learning.counters.updates, values)
         if self._paused:
             self._report("paused")

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from apprentice.environments import environment_spec
 from apprentice.experiments import ExperimentError, load_resolved
+from apprentice.exporter import Exporter, MetricsPortError
 from apprentice.metrics import MetricsWriter
 from apprentice.profiling import Profile
 from apprentice.runs import RunFolder, RunLocked
@@ -36,13 +37,24 @@ def start(
     host: str,
     port: int,
     should_stop: Callable[[], bool],
+    metrics_address: str | None = None,
 ) -> int:
-    """Run the learner of one run folder until it ends; return the process's exit code."""
+    """Run the learner of one run folder until it ends; return the process's exit code.
+
+    `metrics_address` is where Prometheus may ask, HOST:PORT.
+    """
     try:
         folder = RunFolder(run_directory)
         with folder.lock():
-            return _run(experiment_file, folder, replay, host, port, should_stop)
-    except (ExperimentError, RunLocked, CannotResume, NoSuchDevice, ServicePortError) as error:
+            return _run(experiment_file, folder, replay, host, port, should_stop, metrics_address)
+    except (
+        ExperimentError,
+        RunLocked,
+        CannotResume,
+        NoSuchDevice,
+        ServicePortError,
+        MetricsPortError,
+    ) as error:
         log.error("the learner cannot start", reason=str(error))
         return EXIT_CONFIGURATION
     except Diverged as error:
@@ -60,6 +72,7 @@ def _run(
     host: str,
     port: int,
     should_stop: Callable[[], bool],
+    metrics_address: str | None,
 ) -> int:
     experiment = load_resolved(experiment_file)
     device = select_device(experiment.learner)
@@ -71,10 +84,13 @@ def _run(
     service.start()
     reader = FeedReader(replay, [spec], experiment.replay)
     metrics = MetricsWriter(folder.metrics, folder.tensorboard)
+    exporter: Exporter | None = None
     try:
         runner = Runner(
             experiment, spec, folder, learning, reader, service, metrics, profile, should_stop
         )
+        if metrics_address is not None:
+            exporter = Exporter("learner", metrics_address, runner.metrics, profile.snapshot)
         profile.lap("starting")
         if resumed is not None:
             runner.restore(resumed)
@@ -88,6 +104,8 @@ def _run(
             _await_departures(service)
         return 0
     finally:
+        if exporter is not None:
+            exporter.close()
         reader.close()
         metrics.close()
         service.stop(grace=1.0)

@@ -26,6 +26,8 @@ class Flags:
     """Use the folder of this name under `checkpoints`."""
     profile: Path | None = None
     """Write here, as JSON, where the time of this process goes."""
+    metrics: str | None = None
+    """Serve Prometheus metrics on this HOST:PORT."""
 
 
 def main() -> int:
@@ -59,6 +61,15 @@ def main() -> int:
     except (ExperimentError, ServerRefused, ValueError) as error:
         log.error("the replay server cannot start", reason=str(error))
         return EXIT_CONFIGURATION
+    if flags.metrics is not None:
+        from apprentice.exporter import Exporter, MetricsPortError
+
+        try:
+            Exporter("replay", flags.metrics, server.metrics, server.spans)
+        except MetricsPortError as error:
+            log.error("the replay server cannot start", reason=str(error))
+            server.close()
+            return EXIT_CONFIGURATION
     return EXIT_STOPPED if server.serve(stop.asked) else EXIT_TRY_AGAIN
 
 

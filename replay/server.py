@@ -14,11 +14,11 @@ from typing import Any
 import structlog
 
 from apprentice.config import ReplaySettings
-from apprentice.profiling import Profile
-from apprentice.types import EnvironmentSpec
+from apprentice.profiling import Profile, Span
+from apprentice.types import EnvironmentSpec, Metrics
 from replay.checkpointing import CheckpointStore
 from replay.connection import Connection, load_reverb, make_tables
-from replay.errors import CheckpointFailed, NotEnoughMemory, ReplayError
+from replay.errors import CheckpointFailed, NotEnoughMemory, ReplayError, ReplayUnavailable
 from replay.loading import try_load
 from replay.locks import hold_folder, hold_port
 from replay.tables import full_tables_bytes, replay_digest
@@ -131,6 +131,23 @@ class ReplayServer:
         self._write_status()
         seconds = round(time.monotonic() - started, 2)
         log.info("a replay checkpoint was written", name=path.name, seconds=seconds)
+
+    def metrics(self) -> Metrics:
+        """Return the segments of each table, and the checkpoints written and failed; from any thread."""
+        try:
+            sizes = self._connection.sizes()
+        except ReplayUnavailable:
+            sizes = {}
+        return {
+            **{f"replay/segments/{table}": float(size) for table, size in sizes.items()},
+            "replay/checkpoints": float(self._num_checkpoints),
+            "replay/failed_checkpoints": float(self._num_failures),
+            "replay/degraded": float(self._state() == "degraded"),
+        }
+
+    def spans(self) -> dict[str, Span]:
+        """Return where this process's time went; from any thread."""
+        return self._profile.snapshot()
 
     def close(self) -> None:
         """Stop Reverb and give port and folder back."""

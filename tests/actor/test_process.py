@@ -23,6 +23,7 @@ from replay.locks import free_port
 from replay.reader import FeedReader
 from tests.replay.cases import wait_until
 from tests.replay.serving import ROOT, ServerProcess
+from tests.test_exporter import scrape
 
 START_SECONDS = 90.0  # torch, TensorFlow and dm_control are imported, on a machine that may be busy
 LEAVE_SECONDS = 5.0
@@ -148,7 +149,8 @@ def receive(
 def test_it_acts_at_random_then_as_published_draws_nothing_and_leaves_when_the_run_is_over(
     start: StartActor, learner: ServedLearner, reader: FeedReader
 ) -> None:
-    actor = start()
+    port = free_port()
+    actor = start("--metrics", f"127.0.0.1:{port}")
     segments = receive(reader, learner)
     assert {segment.policy_version for segment in segments} == {0}
     assert {segment.actor for segment in segments} == {0}
@@ -172,6 +174,10 @@ def test_it_acts_at_random_then_as_published_draws_nothing_and_leaves_when_the_r
         return state.steps > 0 and state.spans["other"].seconds < 0.05 * wall
 
     wait_until(explained)
+    found = scrape(port)
+    assert found["apprentice_actor_steps", ("actor",)] > 0
+    assert found["apprentice_actor_policy_version", ("actor",)] == 1
+    assert found["apprentice_span_seconds_total", ("actor", "physics")] > 0
     learner.service.finish()
     wait_until(lambda: not learner.service.actors())
     assert actor.wait(LEAVE_SECONDS) == 0

@@ -14,12 +14,14 @@ import pytest
 
 from apprentice.config import Experiment
 from apprentice.experiments import save_experiment
+from apprentice.ports import is_free
 from replay.errors import FolderHeld, NotEnoughMemory, PortHeld
 from replay.locks import free_port, hold_folder, hold_port
 from replay.server import ReplayServer
 from tests.replay.cases import SETTINGS, STATE, wait_until
 from tests.replay.conftest import MakeServer
 from tests.replay.serving import ROOT
+from tests.test_exporter import scrape
 
 
 @pytest.mark.parametrize("reuse", [False, True])
@@ -98,13 +100,21 @@ def command(experiment: Path, port: int, folder: Path) -> list[str]:
 
 def test_the_service_starts_from_an_experiment_and_stops_with_0(tmp_path: Path) -> None:
     port, folder = free_port(), tmp_path / "checkpoints"
+    metrics_port = free_port()
     process = subprocess.Popen(
-        command(experiment_file(tmp_path), port, folder),
+        [
+            *command(experiment_file(tmp_path), port, folder),
+            *("--metrics", f"127.0.0.1:{metrics_port}"),
+        ],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
     )
     wait_until((folder / "first" / "status.json").exists, 60.0)
+    wait_until(lambda: not is_free("127.0.0.1", metrics_port), 20.0)
+    found = scrape(metrics_port)
+    assert found["apprentice_replay_degraded", ("replay",)] == 0
+    assert found["apprentice_replay_segments_feed", ("replay",)] == 0
     process.send_signal(signal.SIGTERM)
     _, messages = process.communicate(timeout=30.0)
     assert process.returncode == 0, messages
