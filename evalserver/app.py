@@ -17,6 +17,7 @@ from evalserver import page
 from evalserver.cache import MediaCache
 from evalserver.jobs import Jobs
 from evalserver.routes import problem, router
+from evalserver.telemetry import CountRequests, Telemetry
 
 NUM_WORKERS = 2
 MAX_WAITING = 8
@@ -36,7 +37,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         jobs = Jobs(num_workers, max_waiting, deadline_seconds)
-        app.state.jobs = jobs
+        app.state.jobs = app.state.telemetry.server.jobs = jobs
         jobs.start()
         try:
             yield
@@ -49,8 +50,10 @@ def create_app(
         version="1",
         lifespan=lifespan,
     )
-    app.state.cache = MediaCache(cache_bytes)
-    app.state.catalogue = Catalogue(runs)
+    app.state.cache = cache = MediaCache(cache_bytes)
+    app.state.catalogue = catalogue = Catalogue(runs)
+    app.state.telemetry = telemetry = Telemetry(catalogue, cache)
+    app.add_middleware(CountRequests, telemetry=telemetry)
     app.include_router(router)
     app.include_router(page.router)
     app.mount("/static", StaticFiles(directory=page.FOLDER / "static"), name="static")

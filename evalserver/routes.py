@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from apprentice.runs import Catalogue, CheckpointEntry, InvalidCheckpointId, UnknownCheckpoint
 from evalserver.cache import Media, MediaCache, make_media
@@ -27,6 +28,7 @@ from evalserver.schemas import (
     Problem,
     RunAnswer,
 )
+from evalserver.telemetry import Telemetry
 
 log = structlog.get_logger()
 
@@ -191,6 +193,14 @@ async def checkpoints(
     """List the checkpoints of all runs, or of one, newest run first."""
     catalogue: Catalogue = request.app.state.catalogue
     return await asyncio.to_thread(_list_checkpoints, catalogue, run)
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(request: Request) -> Response:
+    """Answer with this server's numbers and the runs', for Prometheus."""
+    telemetry: Telemetry = request.app.state.telemetry
+    text = await asyncio.to_thread(telemetry.text)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/livez")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
 
 from apprentice.config import Experiment
 from apprentice.run_status import RunStatus
@@ -192,3 +193,25 @@ def test_long_files_are_thinned_but_for_evaluations(tmp_path: Path) -> None:
     assert len(curves["evaluation/return_mean"]) == 10
     assert 1000 < len(curves["learner/entropy"]) <= 1501
     assert curves["learner/entropy"][-1].steps == 9999
+
+
+def test_prometheus_reads_requests_cache_and_runs(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, state="training", steps=50, max_steps=100, replay_ratio=0.5)
+    client = client_of(tmp_path)
+    client.get("/runs")
+    client.get("/nowhere/at/all")
+    reply = client.get("/metrics")
+    assert reply.headers["content-type"].startswith("text/plain")
+    values = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(reply.text)
+        for sample in family.samples
+    }
+    assert values["apprentice_http_requests_total", "/runs", "200"] == 1
+    assert values["apprentice_http_requests_total", "other", "404"] == 1
+    assert values["apprentice_http_request_seconds_count", "/runs"] == 1
+    labels = (folder.path.name, "training", "reacher-easy")  # by the labels' names
+    assert values["apprentice_run_steps", *labels] == 50
+    assert values["apprentice_run_replay_ratio", *labels] == 0.5
+    assert ("apprentice_run_best_return", *labels) not in values
+    assert values[("apprentice_media_cache_bytes",)] == 0
