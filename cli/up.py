@@ -120,8 +120,7 @@ def conclusion(launch: Launch, outcome: Outcome) -> str:
 def _reach(launch: Launch) -> str:
     url = launch.evaluation_url
     return (
-        f"evaluation: {url}/docs\n"
-        f"  curl -o rollout.mp4 '{url}/evaluate?checkpoint={launch.folder.path.name}'"
+        f"page: {url}/\n  curl -o rollout.mp4 '{url}/evaluate?checkpoint={launch.folder.path.name}'"
     )
 
 

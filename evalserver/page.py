@@ -9,16 +9,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import structlog
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from apprentice.checkpoint_files import read_text
+from apprentice.experiments import ExperimentError
 from apprentice.run_status import RunStatus
 from apprentice.runs import Catalogue, RunFolder, UnknownCheckpoint
 from apprentice.suite_tasks import SUITE_TASKS
 from evalserver.curves import DEFAULTS, draw_curve, read_curves
+
+log = structlog.get_logger()
 
 router = APIRouter(include_in_schema=False)
 
@@ -145,11 +149,21 @@ def _curves(folder: RunFolder, metrics: tuple[str | None, str | None]) -> str:
 
 
 def _status(folder: RunFolder) -> RunStatus:
-    """Return what the learner last said; of a run that has not begun, its experiment's frame."""
+    """Return what the learner last said, or what is known of a run whose learner has said nothing."""
     status = folder.read_status()
     if status is not None:
         return status.model_copy(update={"run": folder.path.name})
-    return RunStatus(run=folder.path.name, experiment="", task="", state="starting", max_steps=0)
+    name, task, max_steps = "", "", 0
+    try:
+        experiment = folder.read_experiment()
+    except ExperimentError as error:
+        log.debug("an experiment cannot be read", run=folder.path.name, reason=str(error))
+    else:
+        name, task = experiment.name, experiment.task
+        max_steps = experiment.learner.max_steps
+    return RunStatus(
+        run=folder.path.name, experiment=name, task=task, state="starting", max_steps=max_steps
+    )
 
 
 def _evaluations(folder: RunFolder) -> list[EvaluationRow]:

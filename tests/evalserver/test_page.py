@@ -64,6 +64,7 @@ def test_a_run_that_has_not_begun_is_shown(tmp_path: Path) -> None:
     text = client_of(tmp_path).get("/").text
     assert run in text
     assert "starting" in text
+    assert "reacher-easy" in text
     assert text.count("nothing yet") == 2
 
 
