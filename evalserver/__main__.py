@@ -19,6 +19,8 @@ class Flags:
     """Interface to listen on."""
     port: int = 8000
     """Port to listen on."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further names under which requests may come, beside localhost, this machine's name and addresses."""
 
 
 def main() -> int:
@@ -46,7 +48,7 @@ def main() -> int:
     if flags.host not in ("127.0.0.1", "::1", "localhost"):
         log.warning("the evaluation server can be reached from other machines", host=flags.host)
     uvicorn.run(
-        create_app(flags.runs),
+        create_app(flags.runs, allowed_hosts=flags.allowed_hosts),
         host=flags.host,
         port=flags.port,
         log_level="warning",

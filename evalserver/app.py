@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from starlette.staticfiles import StaticFiles
 from apprentice.runs import Catalogue
 from evalserver import page
 from evalserver.cache import MediaCache
+from evalserver.hosts import RequireKnownHost
 from evalserver.jobs import Jobs
 from evalserver.routes import problem, router
 from evalserver.telemetry import CountRequests, Telemetry
@@ -31,6 +32,7 @@ def create_app(
     max_waiting: int = MAX_WAITING,
     deadline_seconds: float = DEADLINE_SECONDS,
     cache_bytes: int = CACHE_BYTES,
+    allowed_hosts: Collection[str] = (),
 ) -> FastAPI:
     """Return the application that serves the runs in a folder."""
 
@@ -53,6 +55,7 @@ def create_app(
     app.state.cache = cache = MediaCache(cache_bytes)
     app.state.catalogue = catalogue = Catalogue(runs)
     app.state.telemetry = telemetry = Telemetry(catalogue, cache)
+    app.add_middleware(RequireKnownHost, allowed=allowed_hosts)
     app.add_middleware(CountRequests, telemetry=telemetry)
     app.include_router(router)
     app.include_router(page.router)

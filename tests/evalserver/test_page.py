@@ -49,7 +49,7 @@ def make_run(root: Path, name: str = "reach", **status: Any) -> RunFolder:
 
 
 def client_of(root: Path) -> TestClient:
-    return TestClient(create_app(root))
+    return TestClient(create_app(root), base_url="http://localhost")
 
 
 def test_with_no_run_it_says_how_to_start_one(tmp_path: Path) -> None:

@@ -390,7 +390,7 @@ def test_more_requests_than_can_wait_are_sent_away(server: Server, run: str) -> 
 def test_work_for_a_client_that_has_gone_is_given_up(server: Server, run: str) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         path = f"/evaluate?checkpoint={run}&format=json&episodes=16"
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         time.sleep(0.3)
     started = time.monotonic()
     assert server.get("/evaluate", checkpoint=run, format="json", max_steps=2).status == 200
