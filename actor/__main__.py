@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 EXIT_CONFIGURATION = 78
 
@@ -19,6 +20,8 @@ class Flags:
     """HOST:PORT of the replay server."""
     slot: int | None = None
     """Slot to ask for; the learner chooses one otherwise."""
+    token_file: Path | None = None
+    """File of the learner's token, where it asks for one."""
     metrics: str | None = None
     """Serve Prometheus metrics on this HOST:PORT."""
 
@@ -51,7 +54,9 @@ def main() -> int:
 
     from actor.starting import start
 
-    return start(flags.learner, flags.replay, flags.slot, reason_to_stop, flags.metrics)
+    return start(
+        flags.learner, flags.replay, flags.slot, reason_to_stop, flags.metrics, flags.token_file
+    )
 
 
 if __name__ == "__main__":

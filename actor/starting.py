@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,8 @@ from actor.errors import CannotJoin, DoesNotFit, LearnerLost, NoPolicy
 from actor.membership import Heartbeats, Progress, join
 from apprentice.exporter import Exporter, MetricsPortError
 from apprentice.profiling import Profile
-from apprentice.rpc import LearnerClient, LearnerError, Membership
+from apprentice.rpc import LearnerClient, LearnerError, Membership, NotAuthorised
+from apprentice.tokens import TokenError, read_token
 from replay.errors import ReplayMismatch
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ log = structlog.get_logger()
 EXIT_TRY_AGAIN = 75
 EXIT_CONFIGURATION = 78
 JOIN_SECONDS = 600.0
+TOKEN_SECONDS = 60.0
+"""How long to wait for a learner that has not made its token yet."""
 CALL_SECONDS = 4.0
 """Deadline of a single call to the learner: an actor must be gone 5 seconds after SIGTERM."""
 
@@ -36,15 +40,17 @@ def start(
     slot: int | None,
     reason_to_stop: Callable[[], str | None],
     metrics: str | None = None,
+    token_file: Path | None = None,
 ) -> int:
     """Serve the learner at HOST:PORT until the run is over; return the process's exit code.
 
-    `metrics` is where Prometheus may ask, HOST:PORT.
+    `metrics` is where Prometheus may ask, HOST:PORT; `token_file` holds what the learner asks for.
     """
     profile, incarnation = Profile(), secrets.randbits(64) | 1
     try:
         with ExitStack() as stack:
-            client = LearnerClient(learner, CALL_SECONDS)
+            token = None if token_file is None else read_token(token_file, TOKEN_SECONDS)
+            client = LearnerClient(learner, CALL_SECONDS, token)
             stack.callback(client.close)
             membership = join(client, incarnation, slot, JOIN_SECONDS, reason_to_stop)
             if membership is None:
@@ -61,6 +67,9 @@ def start(
             reason = serving.act(progress, profile, reason_to_stop)
             log.info("the actor leaves", reason=reason, steps=progress.steps)
             return 0
+    except (NotAuthorised, TokenError) as error:
+        log.error("the learner does not let this actor in", reason=str(error))
+        return EXIT_CONFIGURATION
     except (DoesNotFit, ReplayMismatch, MetricsPortError) as error:
         log.error("this actor does not fit", reason=str(error))
         return EXIT_CONFIGURATION

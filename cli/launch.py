@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apprentice.ports import is_loopback
 from cli.failure import EXIT_CONFIGURATION, EXIT_DIVERGED, EXIT_FAILED, CommandFailed
 from cli.ports import PortTaken, choose_port
 from cli.processes import Service, describe_exit
@@ -130,6 +131,9 @@ def services_of(launch: Launch, exit_when_done: bool) -> tuple[Service, ...]:
         f"{learner_host}:{ports.learner}",
     )
     experiment = ("--experiment", str(folder.experiment))
+    # Whoever can reach the services from elsewhere has to know what lies in this file.
+    token_file = folder.path.parent / ".token"
+    token = () if is_loopback(host) else ("--token-file", str(token_file))
     checkpoints = ("--checkpoints", str(launch.replay_checkpoints / folder.path.name))
     replay = _service(
         "replay", (*experiment, "--port", str(ports.replay), *checkpoints), 30.0, stop_stage=1
@@ -140,13 +144,14 @@ def services_of(launch: Launch, exit_when_done: bool) -> tuple[Service, ...]:
             *experiment,
             *("--run-directory", str(folder.path), "--replay", replay_address),
             *("--host", host, "--port", str(ports.learner)),
+            *token,
         ),
         30.0,
     )
     actors = tuple(
         _service(
             f"actor-{number}",
-            ("--learner", learner_address, "--replay", replay_address),
+            ("--learner", learner_address, "--replay", replay_address, *token),
             5.0,
         )
         for number in range(launch.experiment.actor.num_actors)

@@ -22,6 +22,8 @@ class Flags:
     """Interface to listen on."""
     port: int = 50051
     """Port to listen on."""
+    token_file: Path | None = None
+    """File of the token that callers must know; made if it is not there. Needed beyond loopback."""
     metrics: str | None = None
     """Serve Prometheus metrics on this HOST:PORT."""
 
@@ -37,17 +39,10 @@ def main() -> int:
     configure_logging("learner")
     stop = StopSignal().install()
     os.environ.setdefault("MUJOCO_GL", "disabled")
-    from learner.starting import start
+    from learner.starting import Addresses, start
 
-    return start(
-        flags.experiment,
-        flags.run_directory,
-        flags.replay,
-        flags.host,
-        flags.port,
-        stop.asked,
-        flags.metrics,
-    )
+    addresses = Addresses(flags.replay, flags.host, flags.port, flags.metrics, flags.token_file)
+    return start(flags.experiment, flags.run_directory, addresses, stop.asked)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from apprentice.rpc.messages import (
 from apprentice.rpc.v1 import learner_pb2 as pb
 from apprentice.rpc.v1 import learner_pb2_grpc as pb_grpc
 from apprentice.types import EnvironmentSpec
+from learner.authorization import RequireToken
 from learner.leases import ActorState, Leases, SlotHeld, UnknownLease
 
 log = structlog.get_logger()
@@ -65,7 +66,9 @@ class LearnerService:
         port: int,
         run: str = "",
         lease_seconds: float = 30.0,
+        token: str | None = None,
     ) -> None:
+        """Prepare to serve; with a `token`, only to those who know it."""
         self._address, self._host, self._port = f"{host}:{port}", host, port
         self._leases = Leases(lease_seconds)
         self._handler = _Handler(experiment, specs, run, self._leases)
@@ -82,6 +85,7 @@ class LearnerService:
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ],
             maximum_concurrent_rpcs=MAX_CALLS,
+            interceptors=[] if token is None else [RequireToken(token)],
         )
         pb_grpc.add_LearnerServicer_to_server(self._handler, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -14,8 +15,10 @@ from apprentice.environments import environment_spec
 from apprentice.experiments import ExperimentError, load_resolved
 from apprentice.exporter import Exporter, MetricsPortError
 from apprentice.metrics import MetricsWriter
+from apprentice.ports import is_loopback
 from apprentice.profiling import Profile
 from apprentice.runs import RunFolder, RunLocked
+from apprentice.tokens import TokenError, ensure_token
 from apprentice.types import Transition
 from learner.devices import NoSuchDevice, select_device
 from learner.learning import Learning
@@ -30,23 +33,34 @@ EXIT_CONFIGURATION = 78
 EXIT_TRY_AGAIN = 75
 
 
+@dataclass(frozen=True)
+class Addresses:
+    """Where the learner listens and whom it calls."""
+
+    replay: str
+    """HOST:PORT of the replay server."""
+    host: str
+    """Interface of the gRPC service."""
+    port: int
+    """Port of the gRPC service; 0 takes a free one."""
+    metrics: str | None = None
+    """Where Prometheus may ask, HOST:PORT."""
+    token_file: Path | None = None
+    """File of the token that callers must know."""
+
+
 def start(
     experiment_file: Path,
     run_directory: Path,
-    replay: str,
-    host: str,
-    port: int,
+    addresses: Addresses,
     should_stop: Callable[[], bool],
-    metrics_address: str | None = None,
 ) -> int:
-    """Run the learner of one run folder until it ends; return the process's exit code.
-
-    `metrics_address` is where Prometheus may ask, HOST:PORT.
-    """
+    """Run the learner of one run folder until it ends; return the process's exit code."""
     try:
+        token = _token(addresses)
         folder = RunFolder(run_directory)
         with folder.lock():
-            return _run(experiment_file, folder, replay, host, port, should_stop, metrics_address)
+            return _run(experiment_file, folder, addresses, token, should_stop)
     except (
         ExperimentError,
         RunLocked,
@@ -54,6 +68,7 @@ def start(
         NoSuchDevice,
         ServicePortError,
         MetricsPortError,
+        TokenError,
     ) as error:
         log.error("the learner cannot start", reason=str(error))
         return EXIT_CONFIGURATION
@@ -65,14 +80,24 @@ def start(
         return EXIT_TRY_AGAIN
 
 
+def _token(addresses: Addresses) -> str | None:
+    """Return the token to ask for; raise TokenError where others could call without one."""
+    if addresses.token_file is not None:
+        return ensure_token(addresses.token_file)
+    if is_loopback(addresses.host):
+        return None
+    raise TokenError(
+        f"--host {addresses.host} can be reached from other machines: expected --token-file, the file "
+        "of a token that actors must know (it is made if it is not there)"
+    )
+
+
 def _run(
     experiment_file: Path,
     folder: RunFolder,
-    replay: str,
-    host: str,
-    port: int,
+    addresses: Addresses,
+    token: str | None,
     should_stop: Callable[[], bool],
-    metrics_address: str | None,
 ) -> int:
     experiment = load_resolved(experiment_file)
     device = select_device(experiment.learner)
@@ -80,17 +105,19 @@ def _run(
     profile = Profile()
     learning = Learning(experiment, [spec], device, profile)
     resumed = resume(folder.checkpoints, learning, experiment, spec)
-    service = LearnerService(experiment, [spec], host, port, folder.path.name)
+    service = LearnerService(
+        experiment, [spec], addresses.host, addresses.port, folder.path.name, token=token
+    )
     service.start()
-    reader = FeedReader(replay, [spec], experiment.replay)
+    reader = FeedReader(addresses.replay, [spec], experiment.replay)
     metrics = MetricsWriter(folder.metrics, folder.tensorboard)
     exporter: Exporter | None = None
     try:
         runner = Runner(
             experiment, spec, folder, learning, reader, service, metrics, profile, should_stop
         )
-        if metrics_address is not None:
-            exporter = Exporter("learner", metrics_address, runner.metrics, profile.snapshot)
+        if addresses.metrics is not None:
+            exporter = Exporter("learner", addresses.metrics, runner.metrics, profile.snapshot)
         profile.lap("starting")
         if resumed is not None:
             runner.restore(resumed)

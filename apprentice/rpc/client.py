@@ -13,10 +13,12 @@ import grpc
 
 from apprentice.config import Experiment
 from apprentice.profiling import Span
+from apprentice.rpc.channel import open_channel
 from apprentice.rpc.errors import (
     LearnerError,
     LearnerUnavailable,
     NotAMember,
+    NotAuthorised,
     ProtocolMismatch,
     Refused,
     SlotTaken,
@@ -103,10 +105,13 @@ class LearnerStatus(NamedTuple):
 class LearnerClient:
     """A connection to one learner. Transient failures are tried again until the deadline."""
 
-    def __init__(self, address: str, timeout_seconds: float = 10.0) -> None:
+    def __init__(
+        self, address: str, timeout_seconds: float = 10.0, token: str | None = None
+    ) -> None:
         self._address = address
         self._timeout = timeout_seconds
-        self._channel = grpc.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+        self._token = token
+        self._channel = open_channel(address, CHANNEL_OPTIONS, token)
         self._stub = pb_grpc.LearnerStub(self._channel)
 
     def join(
@@ -163,7 +168,7 @@ class LearnerClient:
 
     def subscribe(self, slot: int = 0, incarnation: int = 0) -> PolicySubscription:
         """Follow the learner's policies from now on, in a thread of the subscription's own."""
-        return PolicySubscription(self._address, CHANNEL_OPTIONS, slot, incarnation)
+        return PolicySubscription(self._address, CHANNEL_OPTIONS, slot, incarnation, self._token)
 
     def status(self) -> LearnerStatus:
         """Return how the run is doing."""
@@ -204,6 +209,8 @@ def _translated(error: Any, address: str) -> LearnerError:
         return SlotTaken(details)
     if code == grpc.StatusCode.NOT_FOUND:
         return NotAMember(details)
+    if code == grpc.StatusCode.UNAUTHENTICATED:
+        return NotAuthorised(f"the learner at {address}: {details}")
     if code == grpc.StatusCode.FAILED_PRECONDITION:
         return (ProtocolMismatch if details.startswith("protocol") else SpecMismatch)(details)
     return Refused(f"the learner at {address} answered {code.name}: {details}")

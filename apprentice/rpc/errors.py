@@ -25,5 +25,9 @@ class NotAMember(LearnerError):
     """The lease has ended; join again."""
 
 
+class NotAuthorised(LearnerError):
+    """The learner asks for a token, and this is not it."""
+
+
 class Refused(LearnerError):
     """The learner found the request wrong."""

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import structlog
 
+from apprentice.rpc.channel import open_channel
 from apprentice.rpc.messages import PolicyAssembler, PolicyUpdate, TornPolicy, signature
 from apprentice.rpc.v1 import learner_pb2 as pb
 from apprentice.rpc.v1 import learner_pb2_grpc as pb_grpc
@@ -30,8 +31,9 @@ class PolicySubscription:
         options: Sequence[tuple[str, int]],
         slot: int,
         incarnation: int,
+        token: str | None = None,
     ) -> None:
-        self._address, self._options = address, list(options)
+        self._address, self._options, self._token = address, list(options), token
         self._slot, self._incarnation = slot, incarnation
         self._lock = threading.Lock()
         self._newest: PolicyUpdate | None = None
@@ -66,7 +68,7 @@ class PolicySubscription:
     def _follow(self) -> None:
         pause = 0.2
         while not self._closed.is_set():
-            channel = grpc.insecure_channel(self._address, options=self._options)
+            channel = open_channel(self._address, self._options, self._token)
             before = self._heard
             try:
                 self._read(pb_grpc.LearnerStub(channel))

@@ -21,6 +21,7 @@ from apprentice.rpc import (
     LearnerClient,
     LearnerUnavailable,
     NotAMember,
+    NotAuthorised,
     ProtocolMismatch,
     SlotTaken,
     SpecMismatch,
@@ -298,6 +299,39 @@ def test_two_learners_never_share_a_port(running: Running) -> None:
     second = LearnerService(EXPERIMENT, [SPEC], "127.0.0.1", running.port)
     with pytest.raises(ServicePortError, match=rf"port {running.port} .*held by pid \d+"):
         second.start()
+
+
+def test_with_a_token_nobody_is_served_who_does_not_know_it() -> None:
+    token = "t" * 40
+    service = LearnerService(EXPERIMENT, [SPEC], "127.0.0.1", 0, "run", token=token)
+    address = f"127.0.0.1:{service.start()}"
+    try:
+        for wrong in (None, "u" * 40, "t" * 39):
+            client = LearnerClient(address, timeout_seconds=5.0, token=wrong)
+            with pytest.raises(NotAuthorised, match="--token-file"):
+                client.join(1, "host", 2)
+            with pytest.raises(NotAuthorised):
+                client.control("stop")
+            refused = client.subscribe()
+            service.publish(1, POLICY)
+            time.sleep(0.3)
+            assert refused.latest() is None
+            refused.close()
+            client.close()
+        assert service.actors() == ()
+        assert service.commands() == []
+        client = LearnerClient(address, timeout_seconds=5.0, token=token)
+        assert client.join(1, "host", 2).slot == 0
+        policies = client.subscribe()
+        wait_until(lambda: policies.latest() is not None)
+        policies.close()
+        client.close()
+        with grpc.insecure_channel(address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=5.0)
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+    finally:
+        service.stop(0.1)
 
 
 def test_random_bytes_to_every_method_leave_the_service_alive(

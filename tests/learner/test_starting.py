@@ -18,9 +18,16 @@ from apprentice.experiments import save_experiment
 from apprentice.runs import RunFolder
 from learner.learning import Learning
 from learner.resuming import checkpoint_state
-from learner.starting import EXIT_CONFIGURATION, EXIT_TRY_AGAIN, _write_diagnostics, start
+from learner.starting import (
+    EXIT_CONFIGURATION,
+    EXIT_TRY_AGAIN,
+    Addresses,
+    _write_diagnostics,
+    start,
+)
 from tests.learner.test_learning import SPEC, drive, make_experiment
 
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - it is to be refused
 NOBODY = "127.0.0.1:9"
 """No replay server is there; what is refused must be refused without one."""
 
@@ -31,11 +38,12 @@ def make(**settings: Any) -> Experiment:
     )
 
 
-def try_to_start(folder: Path, experiment: Experiment, port: int = 0) -> int:
+def try_to_start(folder: Path, experiment: Experiment, port: int = 0, **more: Any) -> int:
     folder.mkdir(exist_ok=True)
     file = folder / "experiment.yaml"
     save_experiment(experiment, file)
-    return start(file, folder, NOBODY, "127.0.0.1", port, lambda: True)
+    addresses = Addresses(**{"replay": NOBODY, "host": "127.0.0.1", "port": port, **more})
+    return start(file, folder, addresses, lambda: True)
 
 
 def test_a_second_learner_of_a_run_is_told_who_has_it(
@@ -59,6 +67,17 @@ def test_a_port_in_use_is_named_with_its_holder(
     said = capsys.readouterr().out
     assert f"expected port {port} to be free" in said
     assert str(os.getpid()) in said
+
+
+def test_beyond_this_machine_it_does_not_listen_without_a_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert try_to_start(tmp_path, make(), host=EVERYWHERE) == EXIT_CONFIGURATION
+    assert "expected --token-file" in capsys.readouterr().out
+    bad = tmp_path / "token"
+    bad.write_text("short\n")
+    assert try_to_start(tmp_path, make(), host=EVERYWHERE, token_file=bad) == EXIT_CONFIGURATION
+    assert "expected a token of 32 characters or more" in capsys.readouterr().out
 
 
 def test_a_gpu_that_is_not_there_is_not_replaced_in_silence(
