@@ -92,6 +92,18 @@ def test_services_come_in_the_order_of_the_data_flow_and_replay_leaves_last(
     assert actor.endswith("-m actor --learner 127.0.0.1:2 --replay 127.0.0.1:1")
 
 
+def test_services_that_others_can_reach_share_a_token(tmp_path: Path) -> None:
+    services = _EXPERIMENT.services.model_copy(update={"host": "192.168.1.2"})
+    experiment = _EXPERIMENT.model_copy(update={"services": services})
+    launch = Launch(experiment, RunFolder(tmp_path / "r"), Ports(1, 2, 3), tmp_path / "copies")
+    with_token = {
+        service.name
+        for service in services_of(launch, exit_when_done=True)
+        if f"--token-file {tmp_path}/.token" in " ".join(service.command)
+    }
+    assert with_token == {"learner", "actor-0"}
+
+
 def test_port_in_use_is_refused_before_there_is_a_run_folder(tmp_path: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
