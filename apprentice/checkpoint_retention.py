@@ -10,6 +10,7 @@ import math
 import os
 import re
 import stat
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -60,18 +61,18 @@ def list_checkpoints(parent: Path) -> tuple[Path, ...]:
     return tuple(parent / name for name in sorted(names))
 
 
-def prune_checkpoints(parent: Path, keep: int, best: str | None = None) -> tuple[str, ...]:
-    """Remove all but the newest `keep`, the one named `best`, the one in BEST, and the pinned ones.
+def prune_checkpoints(parent: Path, keep: int, protected: Collection[str] = ()) -> tuple[str, ...]:
+    """Remove all but the newest `keep`, those in `protected`, the one in BEST, and the pinned ones.
 
     Return the names removed. Call it only after a newer checkpoint was written and verified.
     """
     if keep < 1:
         raise ValueError(f"expected to keep at least 1 checkpoint, found keep={keep}")
     noted = read_best(parent)
-    protected = {best, noted.name if noted else None, *pinned_checkpoints(parent)}
+    spared = {*protected, noted.name if noted else None, *pinned_checkpoints(parent)}
     removed = []
     for path in list_checkpoints(parent)[:-keep]:
-        if path.name not in protected:
+        if path.name not in spared:
             remove_folder(path)
             removed.append(path.name)
     return tuple(removed)

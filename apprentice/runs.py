@@ -28,7 +28,7 @@ from apprentice.checkpoint_retention import (
     steps_of,
 )
 from apprentice.config import Experiment
-from apprentice.experiments import load_resolved, save_experiment
+from apprentice.experiments import ExperimentError, load_resolved, save_experiment
 from apprentice.run_status import RunState, RunStatus
 
 __all__ = [
@@ -178,6 +178,22 @@ class RunFolder:
         except ValidationError as error:
             log.warning("a run's status cannot be read", run=self.path.name, error=str(error)[:200])
             return None
+
+    def describe(self) -> RunStatus:
+        """Return the newest status, under the folder's name; what its experiment says where there is none."""
+        status = self.read_status()
+        if status is not None:
+            return status.model_copy(update={"run": self.path.name})
+        name, task, max_steps = "", "", 0
+        try:
+            experiment = self.read_experiment()
+        except ExperimentError as error:
+            log.debug("an experiment cannot be read", run=self.path.name, reason=str(error))
+        else:
+            name, task, max_steps = experiment.name, experiment.task, experiment.learner.max_steps
+        return RunStatus(
+            run=self.path.name, experiment=name, task=task, state="starting", max_steps=max_steps
+        )
 
     def created(self) -> datetime:
         """Return when the run was made: by its name, else by its status, else by the folder's time."""

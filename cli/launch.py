@@ -16,6 +16,7 @@ from apprentice.ports import is_loopback
 from cli.failure import EXIT_CONFIGURATION, EXIT_DIVERGED, EXIT_FAILED, CommandFailed
 from cli.ports import PortTaken, choose_port
 from cli.processes import Service, describe_exit
+from cli.spans import REPLAY_PROFILE
 from cli.supervisor import Judgement, Outcome, ServiceState, Supervisor, Verdict
 
 if TYPE_CHECKING:
@@ -136,7 +137,13 @@ def services_of(launch: Launch, exit_when_done: bool) -> tuple[Service, ...]:
     token = () if is_loopback(host) else ("--token-file", str(token_file))
     checkpoints = ("--checkpoints", str(launch.replay_checkpoints / folder.path.name))
     replay = _service(
-        "replay", (*experiment, "--port", str(ports.replay), *checkpoints), 30.0, stop_stage=1
+        "replay",
+        (
+            *(*experiment, "--port", str(ports.replay), *checkpoints),
+            *("--profile", str(folder.path / REPLAY_PROFILE)),
+        ),
+        30.0,
+        stop_stage=1,
     )
     learner = _service(
         "learner",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+REPLAY_PROFILE = "replay-profile.json"
 _UNATTRIBUTED = "other"
 _ENOUGH = 0.95
 
@@ -47,7 +48,7 @@ class ProcessProfile:
 def read_profiles(run_folder: Path) -> tuple[ProcessProfile, ...]:
     """Return the newest spans of each process that a run folder tells of."""
     spans = spans_of_metrics(_metrics(run_folder / "metrics.jsonl"))
-    replay = run_folder / "replay-profile.json"
+    replay = run_folder / REPLAY_PROFILE
     if replay.exists():
         spans["replay"] = {
             name: _span_of_json(value) for name, value in json.loads(replay.read_text()).items()
@@ -125,11 +126,8 @@ def _process_profile(process: str, spans: Mapping[str, tuple[float, int]]) -> Pr
     return ProcessProfile(process, wall, tuple(rows))
 
 
-def _span_of_json(value: dict[str, float] | list[float]) -> tuple[float, int]:
-    if isinstance(value, dict):
-        return float(value["seconds"]), int(value["units"])
-    seconds, units = value
-    return float(seconds), int(units)
+def _span_of_json(value: dict[str, float]) -> tuple[float, int]:
+    return float(value["seconds"]), int(value["units"])
 
 
 def _metrics(path: Path) -> Iterator[Mapping[str, float | None]]:

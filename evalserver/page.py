@@ -9,20 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import structlog
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from apprentice.checkpoint_files import read_text
-from apprentice.experiments import ExperimentError
-from apprentice.run_status import RunStatus
 from apprentice.runs import Catalogue, RunFolder, UnknownCheckpoint
 from apprentice.suite_tasks import SUITE_TASKS
 from evalserver.curves import DEFAULTS, draw_curve, read_curves
-
-log = structlog.get_logger()
 
 router = APIRouter(include_in_schema=False)
 
@@ -109,7 +104,7 @@ async def _answer(make: Callable[..., str], *arguments: Any) -> HTMLResponse:
 
 def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str | None]) -> str:
     folders = catalogue.runs()
-    entries = [_status(folder) for folder in folders[:MOST_RUNS]]
+    entries = [folder.describe() for folder in folders[:MOST_RUNS]]
     if run is None and not folders:
         return _render("page.html", run=None, runs=[])
     folder = folders[0] if run is None else catalogue.find_run(run)
@@ -123,7 +118,7 @@ def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str 
         "page.html",
         run=folder.path.name,
         runs=entries,
-        status=_status(folder),
+        status=folder.describe(),
         live=Markup(_live(folder)),  # noqa: S704 - our own template's output
         curves=Markup(_curves(folder, metrics)),  # noqa: S704
         checkpoints=checkpoints[:MOST_ROWS],
@@ -133,7 +128,7 @@ def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str 
 
 
 def _live(folder: RunFolder) -> str:
-    status = _status(folder)
+    status = folder.describe()
     return _render("live.html", status=status, age=_age(status.updated))
 
 
@@ -146,24 +141,6 @@ def _curves(folder: RunFolder, metrics: tuple[str | None, str | None]) -> str:
         charts.append((which, name, drawn))
     names = sorted(found.keys() | {name for _, name, _ in charts})
     return _render("curves.html", charts=charts, metrics=names)
-
-
-def _status(folder: RunFolder) -> RunStatus:
-    """Return what the learner last said, or what is known of a run whose learner has said nothing."""
-    status = folder.read_status()
-    if status is not None:
-        return status.model_copy(update={"run": folder.path.name})
-    name, task, max_steps = "", "", 0
-    try:
-        experiment = folder.read_experiment()
-    except ExperimentError as error:
-        log.debug("an experiment cannot be read", run=folder.path.name, reason=str(error))
-    else:
-        name, task = experiment.name, experiment.task
-        max_steps = experiment.learner.max_steps
-    return RunStatus(
-        run=folder.path.name, experiment=name, task=task, state="starting", max_steps=max_steps
-    )
 
 
 def _evaluations(folder: RunFolder) -> list[EvaluationRow]:

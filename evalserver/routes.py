@@ -273,10 +273,8 @@ def _media_headers(
 def _list_runs(catalogue: Catalogue) -> list[RunAnswer]:
     answers = []
     for folder in catalogue.runs():
-        status = folder.read_status()
-        known = status.model_dump() if status is not None else {"state": "starting", "max_steps": 0}
-        described = {name: known.get(name) for name in RunAnswer.model_fields if name in known}
-        described["run"] = folder.path.name
+        status = folder.describe().model_dump()
+        described = {name: status[name] for name in RunAnswer.model_fields if name in status}
         described["checkpoints"] = len(catalogue.checkpoints(folder.path.name))
         answers.append(RunAnswer.model_validate(described))
     return answers

@@ -120,7 +120,7 @@ class RunAnswer(BaseModel):
     """One run of the catalogue, as its learner last described it."""
 
     run: str
-    task: str | None = None
+    task: str
     state: str
     steps: int = 0
     max_steps: int

@@ -88,6 +88,7 @@ class Runner:
         self._saved_steps = learning.counters.steps
         self._saved_time = time.monotonic()
         self._evaluated_steps = 0
+        self._evaluated: str | None = None  # the checkpoint being evaluated, not to be removed
         self._prepared = False
 
     def restore(self, resumed: Resumed) -> None:
@@ -254,13 +255,17 @@ class Runner:
     def _evaluate(self, checkpoint: Path, steps: int) -> None:
         episodes = self._experiment.evaluation.episodes
         self._evaluated_steps = steps
+        self._evaluated = checkpoint.name
         first_seed = EVALUATION_FIRST_SEED + len(self._evaluation_returns) * episodes
         self._evaluator.submit(checkpoint, steps, episodes, first_seed)
 
     def _check_evaluator(self) -> None:
+        if self._saver.busy:
+            return  # Its thread is the one that may write and remove checkpoints now.
         result = self._evaluator.poll()
         if result is None:
             return
+        self._evaluated = None
         if result.error is not None:
             log.warning("an evaluation was skipped", steps=result.steps, reason=result.error)
             self._message = f"evaluation at {result.steps} skipped: {result.error}"
@@ -281,7 +286,7 @@ class Runner:
                 "evaluation/seconds": result.seconds,
             },
         )
-        prune_checkpoints(self._folder.checkpoints, self._experiment.checkpoint.keep, self._best[1])
+        prune_checkpoints(self._folder.checkpoints, self._experiment.checkpoint.keep)
 
     def _start_saving(self, now: float) -> None:
         if self._saver.busy:
@@ -306,6 +311,7 @@ class Runner:
             rollbacks=self._rollbacks,
         )
         best = self._best[1] if self._best else None
+        protected = {name for name in (best, self._evaluated) if name is not None}
         folder, experiment, spec = self._folder, self._experiment, self._spec
 
         def save() -> Path:
@@ -320,7 +326,7 @@ class Runner:
                 tensors=tensors,
                 state=state,
             )
-            prune_checkpoints(folder.checkpoints, experiment.checkpoint.keep, best)
+            prune_checkpoints(folder.checkpoints, experiment.checkpoint.keep, protected)
             return path
 
         self._checkpoint_asked = False
@@ -330,6 +336,8 @@ class Runner:
 
     def _check_finite(self) -> None:
         learning, settings = self._learning, self._experiment.learner
+        if self._saver.busy:
+            return  # The checkpoint to go back to may be the one being written.
         if learning.sac.rejected_in_a_row() < settings.max_bad_updates:
             return
         self._rollbacks += 1

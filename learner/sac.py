@@ -18,7 +18,15 @@ from apprentice.types import EnvironmentSpec, Metrics, Transition
 from learner.augmentation import draw_shifts
 from learner.critics import TwinCritic
 from learner.flat import AdamState, adam_state
-from learner.sac_update import METRICS, Noise, SACState, Update, make_update, update_parts
+from learner.sac_update import (
+    METRICS,
+    POLICY_METRICS,
+    Noise,
+    SACState,
+    Update,
+    make_update,
+    update_parts,
+)
 
 log = structlog.get_logger()
 
@@ -52,7 +60,7 @@ class SAC:
         self.rate_factor = torch.ones((), device=device)
         self._generator = torch.Generator(device).manual_seed(seed)
         self._sums = torch.zeros(len(METRICS), device=device)
-        self._num_summed = 0
+        self._num_summed = self._num_policy_summed = 0
         self._rejected_in_a_row = torch.zeros((), device=device)
         self._updates: dict[tuple[bool, bool, int], Update] = {}
         self._shifts_pixels = (
@@ -68,6 +76,7 @@ class SAC:
         self._sums += values
         self._rejected_in_a_row = (self._rejected_in_a_row + values[-1]) * values[-1]
         self._num_summed += 1
+        self._num_policy_summed += self._moves_policy(self.num_updates)
 
     def prepare(self, batch: Transition) -> None:
         """Compile every form of the update by running it on copies; nothing here changes."""
@@ -89,13 +98,20 @@ class SAC:
         return int(self._rejected_in_a_row.item())
 
     def metrics(self) -> Metrics:
-        """Return the means of METRICS since the last call as `learner/<name>`, and start anew."""
+        """Return the means of METRICS since the last call as `learner/<name>`, and start anew.
+
+        Those of the policy are means over the updates that moved it, and absent where none did.
+        """
         if self._num_summed == 0:
             return {}
-        values = (self._sums / self._num_summed).tolist()
+        sums = dict(zip(METRICS, self._sums.tolist(), strict=True))
+        counts = {
+            name: self._num_policy_summed if name in POLICY_METRICS else self._num_summed
+            for name in METRICS
+        }
         self._sums.zero_()
-        self._num_summed = 0
-        return {f"learner/{name}": value for name, value in zip(METRICS, values, strict=True)}
+        self._num_summed = self._num_policy_summed = 0
+        return {f"learner/{name}": sums[name] / counts[name] for name in METRICS if counts[name]}
 
     def policy_tensors(self) -> Tensors:
         """Return copies on the CPU of the policy module's weights and buffers, by their names."""
@@ -157,6 +173,10 @@ class SAC:
             tensor.copy_(found[name])
         self._generator.set_state(found["random/generator"])
         self.num_updates = num_updates
+        # What was measured belongs to the state that is gone.
+        self._rejected_in_a_row.zero_()
+        self._sums.zero_()
+        self._num_summed = self._num_policy_summed = 0
 
     def _state_views(self) -> Tensors:
         views: Tensors = {"networks/target_critic": self.state.target_critic}
@@ -175,11 +195,13 @@ class SAC:
         """Start another random stream, as after a return to an earlier checkpoint."""
         self._generator.manual_seed(seed)
 
+    def _moves_policy(self, number: int) -> bool:
+        return number % self._settings.policy_update_period == 0
+
     def _update_of(self, number: int, batch_size: int) -> Update:
         """Return the form that update `number` takes: whether it moves the policy, and the targets."""
-        settings = self._settings
-        moves_policy = number % settings.policy_update_period == 0
-        moves_target = number % settings.target_update_period == 0
+        moves_policy = self._moves_policy(number)
+        moves_target = number % self._settings.target_update_period == 0
         key = (moves_policy, moves_target, batch_size)
         if key not in self._updates:
             self._updates[key] = self._build(moves_policy, moves_target)

@@ -34,6 +34,8 @@ METRICS = (
 """What an update returns, in this order: losses; mean and largest magnitude of Q_1, Q_2 on the batch;
 mean of the critics' target and of the reward; -log pi of fresh actions; alpha; gradient norms before
 clipping; and 1 where a non-finite loss or gradient made the update change nothing."""
+POLICY_METRICS = frozenset({"policy_loss", "entropy", "policy_gradient_norm"})
+"""Those that only an update of the policy has; it returns 0 for them otherwise."""
 
 
 class SACState(NamedTuple):
@@ -177,8 +179,7 @@ def make_update(
             accept = torch.isfinite(loss_c) & torch.isfinite(critic_norm)
             adam_step(state.critic, critic_gradient, critic_adam, rate_factor, accept)
 
-            loss_p = policy_norm = torch.zeros_like(loss_c)
-            entropy = -next_log_probability.mean()
+            loss_p = policy_norm = entropy = torch.zeros_like(loss_c)
             if update_policy:
                 moved = parts.target_layout.unflatten(_without_torso(parts, state))
 

@@ -192,7 +192,7 @@ def test_pruning_keeps_the_newest_the_best_and_the_pinned(tmp_path: Path) -> Non
         write_example(tmp_path, steps)
     pin_checkpoint(tmp_path / "step-000000000002")
     record_best(tmp_path, "step-000000000003", 812.5)
-    removed = prune_checkpoints(tmp_path, keep=2, best="step-000000000004")
+    removed = prune_checkpoints(tmp_path, keep=2, protected=["step-000000000004"])
     assert removed == ("step-000000000001", "step-000000000005", "step-000000000006")
     assert names(tmp_path) == [f"step-{steps:012d}" for steps in (2, 3, 4, 7, 8)]
     for path in list_checkpoints(tmp_path):

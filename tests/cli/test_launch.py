@@ -83,7 +83,7 @@ def test_services_come_in_the_order_of_the_data_flow_and_replay_leaves_last(
     replay, learner, actor = (" ".join(service.command) for service in services[:3])
     assert replay.endswith(
         f"-m replay --experiment {tmp_path}/r/experiment.yaml --port 1 "
-        f"--checkpoints {tmp_path}/copies/r"
+        f"--checkpoints {tmp_path}/copies/r --profile {tmp_path}/r/replay-profile.json"
     )
     assert learner.endswith(
         f"-m learner --experiment {tmp_path}/r/experiment.yaml --run-directory {tmp_path}/r "

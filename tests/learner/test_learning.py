@@ -132,7 +132,7 @@ def test_stop_restore_and_go_on_equals_an_uninterrupted_run(sampling: str, norma
     saved, counters = whole.state_tensors(), whole.counters
     drive(whole, 12, 20)
 
-    resumed = Learning(experiment.model_copy(update={"seed": 0}), [SPEC], CPU)
+    resumed = Learning(experiment.model_copy(update={"seed": 99}), [SPEC], CPU)
     resumed.load_state(saved, counters, normalised=True)
     shuffled = [make_segment(number) for number in (9, 4, 11, 3, 7, 10, 5, 8, 6)]
     missing, new = resumed.refill(shuffled, saved["rings"]["identities"])

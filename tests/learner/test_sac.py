@@ -218,6 +218,36 @@ def test_a_non_finite_reward_changes_nothing_and_is_counted() -> None:
     assert sac.rejected_in_a_row() == 0
 
 
+def test_a_loaded_state_has_rejected_nothing() -> None:
+    sac = SAC(make_experiment(), make_spec(), CPU, seed=3)
+    saved = sac.state_tensors()
+    batch = make_batch(0)
+    for _ in range(3):
+        sac.update(batch, torch.full_like(batch.environment_reward, torch.nan))
+    assert sac.rejected_in_a_row() == 3
+    sac.load_state_tensors(saved, 0)
+    assert sac.rejected_in_a_row() == 0
+    assert sac.metrics() == {}
+
+
+def test_the_policys_metrics_are_means_over_the_updates_that_moved_it() -> None:
+    settings = {"policy_update_period": 2}
+    sac = SAC(make_experiment(sac=settings), make_spec(), CPU, seed=3)
+    batch = make_batch(0)
+    sac.update(batch, batch.environment_reward)
+    assert not {"learner/policy_loss", "learner/entropy"} & sac.metrics().keys()
+    found = []
+    for _ in range(2):
+        sac.update(batch, batch.environment_reward)
+        found.append(sac.metrics())
+    assert found[0]["learner/policy_gradient_norm"] > 0.0
+    both = SAC(make_experiment(sac=settings), make_spec(), CPU, seed=3)
+    for _ in range(2):
+        both.update(batch, batch.environment_reward)
+    expected = found[0]["learner/policy_loss"]
+    assert both.metrics()["learner/policy_loss"] == pytest.approx(expected)
+
+
 def test_metrics_are_means_since_the_last_call() -> None:
     sac = SAC(make_experiment(), make_spec(), CPU, seed=7)
     for reward in (1.0, 3.0):
