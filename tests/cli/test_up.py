@@ -64,7 +64,8 @@ class _Up:
         def all_run() -> bool:
             assert self.process is not None
             assert self.process.poll() is None, read(self.output)
-            if not (self.folder / "runs").exists():
+            runs = self.folder / "runs"
+            if not runs.exists() or not any(runs.iterdir()):
                 return False
             return all(self.log(service).count("ready") for service in _SERVICES)
 
