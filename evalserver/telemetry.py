@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -93,17 +93,21 @@ class _ServerCollector(Collector):
         self._cache = cache
         self.jobs: Jobs | None = None
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """Read the queue and the cache."""
-        values = {
-            "apprentice_media_cache_bytes": self._cache.num_bytes,
-            "apprentice_media_cache_entries": len(self._cache),
-            "apprentice_media_cache_hits": self._cache.num_hits,
-            "apprentice_media_cache_misses": self._cache.num_misses,
-            "apprentice_evaluations_inside": self.jobs.num_inside if self.jobs else 0,
-        }
-        for name, value in values.items():
-            yield GaugeMetricFamily(name, name.replace("_", " "), value)
+        cache = self._cache
+        inside = self.jobs.num_inside if self.jobs else 0
+        yield GaugeMetricFamily("apprentice_media_cache_bytes", "Media kept.", cache.num_bytes)
+        yield GaugeMetricFamily("apprentice_media_cache_entries", "Media kept.", len(cache))
+        yield CounterMetricFamily(
+            "apprentice_media_cache_hits", "Answers from the cache.", cache.num_hits
+        )
+        yield CounterMetricFamily(
+            "apprentice_media_cache_misses", "Answers that had to be made.", cache.num_misses
+        )
+        yield GaugeMetricFamily(
+            "apprentice_evaluations_in_progress", "Evaluations served or waiting.", inside
+        )
 
 
 class _RunsCollector(Collector):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ log = structlog.get_logger()
 
 EXIT_CONFIGURATION = 78
 EXIT_TRY_AGAIN = 75
+DEPARTURE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,8 @@ def _run(
 
 
 def _await_departures(service: LearnerService) -> None:
-    """Give actors the time of two heartbeats to hear that the run is over."""
-    import time
-
-    deadline = time.monotonic() + 15.0
+    """Give actors time to hear in a heartbeat that the run is over."""
+    deadline = time.monotonic() + DEPARTURE_SECONDS
     while service.actors() and time.monotonic() < deadline:
         time.sleep(0.1)
 

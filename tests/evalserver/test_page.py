@@ -216,3 +216,5 @@ def test_prometheus_reads_requests_cache_and_runs(tmp_path: Path) -> None:
     assert values["apprentice_run_replay_ratio", *labels] == 0.5
     assert ("apprentice_run_best_return", *labels) not in values
     assert values[("apprentice_media_cache_bytes",)] == 0
+    assert values[("apprentice_media_cache_hits_total",)] == 0
+    assert values[("apprentice_evaluations_in_progress",)] == 0
