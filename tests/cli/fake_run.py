@@ -63,7 +63,7 @@ print('left in order', flush=True)
 """
 
 _FLAGS = {
-    "replay": ("--experiment", "--port", "--checkpoints"),
+    "replay": ("--experiment", "--port", "--checkpoints", "--profile"),
     "actor": ("--learner", "--replay"),
     "evalserver": ("--runs", "--host", "--port"),
 }
