@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-EXIT_CONFIGURATION = 78
+from apprentice import exit_codes
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def main() -> int:
             split_address(address)
         except ValueError as error:
             structlog.get_logger().error(f"{name}: {error}")
-            return EXIT_CONFIGURATION
+            return exit_codes.CONFIGURATION
 
     def reason_to_stop() -> str | None:
         if stop.asked():

@@ -14,6 +14,7 @@ import structlog
 
 from actor.errors import CannotJoin, DoesNotFit, LearnerLost, NoPolicy
 from actor.membership import Heartbeats, Progress, join
+from apprentice import exit_codes
 from apprentice.exporter import Exporter, MetricsPortError
 from apprentice.profiling import Profile
 from apprentice.rpc import LearnerClient, LearnerError, Membership, NotAuthorised
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-EXIT_TRY_AGAIN = 75
-EXIT_CONFIGURATION = 78
 JOIN_SECONDS = 600.0
 TOKEN_SECONDS = 60.0
 """How long to wait for a learner that has not made its token yet."""
@@ -69,13 +68,13 @@ def start(
             return 0
     except (NotAuthorised, TokenError) as error:
         log.error("the learner does not let this actor in", reason=str(error))
-        return EXIT_CONFIGURATION
+        return exit_codes.CONFIGURATION
     except (DoesNotFit, ReplayMismatch, MetricsPortError) as error:
         log.error("this actor does not fit", reason=str(error))
-        return EXIT_CONFIGURATION
+        return exit_codes.CONFIGURATION
     except (CannotJoin, NoPolicy, LearnerLost, LearnerError) as error:
         log.error("the actor gives up and may be started again", reason=str(error))
-        return EXIT_TRY_AGAIN
+        return exit_codes.TRY_AGAIN
 
 
 class _Serving:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,6 +52,24 @@ class Evaluation(NamedTuple):
     def return_mean(self) -> float:
         """Mean of the episodes' returns."""
         return float(np.mean([episode.environment_return for episode in self.episodes]))
+
+    def report(self) -> dict[str, Any]:
+        """Return the returns as JSON tells them: of all episodes, and of each."""
+        returns = [episode.environment_return for episode in self.episodes]
+        return {
+            "return_mean": self.return_mean,
+            "return_min": min(returns),
+            "return_max": max(returns),
+            "episodes": [
+                {
+                    "seed": episode.seed,
+                    "environment_return": episode.environment_return,
+                    "length": episode.length,
+                    "ending": episode.ending.name.lower(),
+                }
+                for episode in self.episodes
+            ],
+        }
 
 
 def environment_seed(seed: int) -> int:

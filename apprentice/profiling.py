@@ -38,13 +38,6 @@ class Profile:
             seconds[name] = now - self._last
         self._last = now
 
-    def move(self, source: str, target: str, seconds: float, units: int = 1) -> None:
-        """Charge `seconds` measured elsewhere, in work that `source` waited for, to `target` instead."""
-        self._seconds[source] = self._seconds.get(source, 0.0) - seconds
-        self._units.setdefault(source, 0)
-        self._units[target] = self._units.get(target, 0) + units
-        self._seconds[target] = self._seconds.get(target, 0.0) + seconds
-
     def snapshot(self) -> dict[str, Span]:
         """Return seconds and units by name since the start; `other` is what no lap has charged yet."""
         elapsed = time.perf_counter() - self._started

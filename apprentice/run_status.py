@@ -57,8 +57,6 @@ class RunStatus(BaseModel):
     """One entry for each living actor; the learner's service says what is in it."""
     message: str = ""
     """What a person should know now; "" where all is well."""
-    degraded: bool = False
-    """Whether something was lost or does not work, and the run goes on without it."""
     created: str | None = None
     """UTC time as ISO text of the run's first status; kept by RunFolder.write_status."""
     updated: str | None = None

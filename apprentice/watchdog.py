@@ -9,7 +9,7 @@ import time
 
 import structlog
 
-EXIT_STALLED = 70
+from apprentice import exit_codes
 
 log = structlog.get_logger()
 
@@ -48,4 +48,4 @@ class Watchdog:
                     limit=self._stall_seconds,
                 )
                 faulthandler.dump_traceback()
-                os._exit(EXIT_STALLED)
+                os._exit(exit_codes.STALLED)

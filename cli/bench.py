@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cli.failure import EXIT_CONFIGURATION, CommandFailed
+from apprentice import exit_codes
+from cli.failure import CommandFailed
 from cli.machine import describe_commit, describe_hardware
 
 _FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -29,8 +30,9 @@ Row = dict[str, str | float | int | None]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run")
     parser.add_argument("--list", action="store_true", help="list the benchmarks and run none")
+    parser.add_argument("--all", action="store_true", help="run all; some train for hours")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument(
         "--arguments",
@@ -54,15 +56,22 @@ def run(arguments: argparse.Namespace) -> int:
         for name, line in registry.items():
             print(f"{name:28} {line}")
         return 0
-    names = arguments.names or list(registry)
+    names = list(registry) if arguments.all else arguments.names
+    if not names:
+        raise CommandFailed(
+            f"expected benchmarks to run, or --all; there are {', '.join(registry)}",
+            exit_codes.CONFIGURATION,
+        )
     unknown = [name for name in names if name not in registry]
     if unknown:
         raise CommandFailed(
             f"expected benchmarks out of {', '.join(registry)}; found {', '.join(unknown)}",
-            EXIT_CONFIGURATION,
+            exit_codes.CONFIGURATION,
         )
     if arguments.arguments and len(arguments.names) != 1:
-        raise CommandFailed("--arguments: name the one benchmark it is for", EXIT_CONFIGURATION)
+        raise CommandFailed(
+            "--arguments: name the one benchmark it is for", exit_codes.CONFIGURATION
+        )
     rows: list[Row] = []
     for name in names:
         new = _measure(arguments.scripts, name, shlex.split(arguments.arguments))

@@ -7,8 +7,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from apprentice import exit_codes
 from cli.checks import Finding, all_checks
-from cli.failure import EXIT_FAILED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         levels = Counter(finding.level for finding in findings)
         print(f"{levels['OK']} fine, {levels['WARN']} to know of, {levels['FAIL']} to mend")
-    return EXIT_FAILED if any(finding.level == "FAIL" for finding in findings) else 0
+    return exit_codes.FAILED if any(finding.level == "FAIL" for finding in findings) else 0
 
 
 def describe(finding: Finding) -> str:

@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cli.failure import EXIT_CONFIGURATION, CommandFailed
+from apprentice import exit_codes
+from cli.failure import CommandFailed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         policy, manifest = load_policy(path, seed=arguments.seed)
         experiment = experiment_of(manifest)
     except CheckpointError as error:
-        raise CommandFailed(f"{path}: {error}", EXIT_CONFIGURATION) from None
+        raise CommandFailed(f"{path}: {error}", exit_codes.CONFIGURATION) from None
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
     evaluation = evaluate(
         policy,
@@ -72,7 +73,13 @@ def run(arguments: argparse.Namespace) -> int:
     )
     _make_folder(arguments.out)
     written = _write_pictures(arguments, experiment, evaluation)
-    report = to_json(path, manifest.run, manifest.steps, experiment.task, evaluation)
+    report = {
+        "checkpoint": path.name,
+        "run": manifest.run,
+        "steps": manifest.steps,
+        "task": experiment.task,
+        **evaluation.report(),
+    }
     report_file = arguments.out / "evaluation.json"
     report_file.write_text(json.dumps(report, indent=2) + "\n")
     for episode in evaluation.episodes:
@@ -94,32 +101,7 @@ def find_checkpoint(text: str, runs: Path) -> Path:
     try:
         return Catalogue(runs).resolve(text).path
     except (InvalidCheckpointId, UnknownCheckpoint) as error:
-        raise CommandFailed(f"--checkpoint: {error}", EXIT_CONFIGURATION) from None
-
-
-def to_json(
-    checkpoint: Path, run: str, steps: int, task: str, evaluation: Evaluation
-) -> dict[str, Any]:
-    """Return what `evaluation.json` says."""
-    returns = [episode.environment_return for episode in evaluation.episodes]
-    return {
-        "checkpoint": checkpoint.name,
-        "run": run,
-        "steps": steps,
-        "task": task,
-        "return_mean": sum(returns) / len(returns),
-        "return_min": min(returns),
-        "return_max": max(returns),
-        "episodes": [
-            {
-                "seed": episode.seed,
-                "return": episode.environment_return,
-                "length": episode.length,
-                "ending": episode.ending.name.lower(),
-            }
-            for episode in evaluation.episodes
-        ],
-    }
+        raise CommandFailed(f"--checkpoint: {error}", exit_codes.CONFIGURATION) from None
 
 
 def _write_pictures(
@@ -190,22 +172,27 @@ def _make_folder(folder: Path) -> None:
         raise CommandFailed(f"--out: cannot write to {folder}: {error}") from None
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 on, found {text}")
+def _whole_number(text: str, low: int, high: int | None = None) -> int:
+    limits = f"from {low}" + (f" to {high}" if high is not None else " on")
+    try:
+        number = int(text)
+    except ValueError:
+        number = None
+    if number is None or number < low or (high is not None and number > high):
+        raise argparse.ArgumentTypeError(f"expected a whole number {limits}, found {text!r}")
     return number
+
+
+def _positive(text: str) -> int:
+    return _whole_number(text, 1)
 
 
 def _not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 on, found {text}")
-    return number
+    return _whole_number(text, 0)
 
 
 def _size(text: str) -> int:
-    number = int(text)
-    if not 16 <= number <= 640 or number % 2:
-        raise argparse.ArgumentTypeError(f"expected an even number from 16 to 640, found {text}")
+    number = _whole_number(text, 16, 640)
+    if number % 2:
+        raise argparse.ArgumentTypeError(f"expected an even number, found {text}")
     return number

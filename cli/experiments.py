@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from cli.failure import EXIT_CONFIGURATION, CommandFailed
+from apprentice import exit_codes
+from cli.failure import CommandFailed
 from cli.launch import read_experiment
 from cli.up import add_experiment_arguments
 
@@ -55,7 +56,7 @@ def _list_variants(name: str) -> None:
     try:
         variants = expand(name)
     except ExperimentError as error:
-        raise CommandFailed(str(error), EXIT_CONFIGURATION) from None
+        raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
     for variant, differences in zip(variants, differing_settings(variants), strict=True):
         shown = "  ".join(f"{key}={value}" for key, value in differences.items())
         print(f"{variant.variant:4}  {shown}".rstrip())

@@ -10,7 +10,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cli.failure import EXIT_CONFIGURATION, EXIT_FAILED, CommandFailed
+from apprentice import exit_codes
+from cli.failure import CommandFailed
 from cli.launch import exit_code_of, new_run, resumed_run
 from cli.up import add_folder_arguments, watch
 
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.variant not in numbers:
             raise CommandFailed(
                 f"--variant: expected one of {numbers}, found {arguments.variant}",
-                EXIT_CONFIGURATION,
+                exit_codes.CONFIGURATION,
             )
         entries = [entry for entry in entries if entry.experiment.variant == arguments.variant]
     if arguments.list:
@@ -66,7 +67,7 @@ def find_entries(name: str, runs: Path) -> list[Entry]:
     try:
         experiments = expand(name)
     except ExperimentError as error:
-        raise CommandFailed(str(error), EXIT_CONFIGURATION) from None
+        raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
     newest: dict[int, RunFolder] = {}
     for folder in Catalogue(runs.absolute()).runs():
         try:
@@ -102,7 +103,7 @@ def _run_all(entries: list[Entry], runs: Path, replay_checkpoints: Path, plain: 
             failures.append(entry.experiment.variant)
     if failures:
         print(f"variants that failed: {', '.join(str(number) for number in failures)}")
-    return EXIT_FAILED if failures else 0
+    return exit_codes.FAILED if failures else 0
 
 
 def _describe(entry: Entry) -> str:

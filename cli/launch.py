@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apprentice import exit_codes
 from apprentice.ports import is_loopback
-from cli.failure import EXIT_CONFIGURATION, EXIT_DIVERGED, EXIT_FAILED, CommandFailed
+from cli.failure import CommandFailed
 from cli.ports import PortTaken, choose_port
 from cli.processes import Service, describe_exit
 from cli.spans import REPLAY_PROFILE
@@ -60,7 +61,7 @@ def read_experiment(
     try:
         return load_experiment(name, variant, overrides)
     except ExperimentError as error:
-        raise CommandFailed(str(error), EXIT_CONFIGURATION) from None
+        raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
 
 
 def new_run(experiment: Experiment, runs: Path, replay_checkpoints: Path) -> Launch:
@@ -83,7 +84,7 @@ def resumed_run(run: str, runs: Path, replay_checkpoints: Path) -> Launch:
         newest = ", ".join(known[-5:]) or "none"
         raise CommandFailed(
             f"--resume: expected the name of a run in {runs}, found {run!r}; there are: {newest}",
-            EXIT_CONFIGURATION,
+            exit_codes.CONFIGURATION,
         )
     from apprentice.experiments import ExperimentError
     from apprentice.runs import RunFolder, RunLocked
@@ -93,9 +94,9 @@ def resumed_run(run: str, runs: Path, replay_checkpoints: Path) -> Launch:
         with folder.lock():
             experiment = folder.read_experiment()
     except RunLocked as error:
-        raise CommandFailed(str(error), EXIT_CONFIGURATION) from None
+        raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
     except (OSError, ExperimentError) as error:
-        raise CommandFailed(str(error), EXIT_CONFIGURATION) from None
+        raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
     ports = _choose_ports(experiment.services)
     return Launch(experiment, folder, ports, replay_checkpoints.absolute())
 
@@ -175,9 +176,9 @@ def services_of(launch: Launch, exit_when_done: bool) -> tuple[Service, ...]:
 def judge(service: Service, code: int, status: RunStatus | None) -> Judgement:
     """Say what the exit of a service, which nobody asked for, means for the run."""
     state = status.state if status is not None else ""
-    if code == EXIT_CONFIGURATION:
+    if code == exit_codes.CONFIGURATION:
         return Judgement(Verdict.FAIL, describe_exit(code))
-    if service.name == "learner" and code == EXIT_DIVERGED:
+    if service.name == "learner" and code == exit_codes.DIVERGED:
         return Judgement(Verdict.FAIL, describe_exit(code))
     if code == 0 and state in ("finished", "stopped"):
         if service.name == "learner":
@@ -193,8 +194,8 @@ def judge(service: Service, code: int, status: RunStatus | None) -> Judgement:
 def exit_code_of(outcome: Outcome) -> int:
     """Return what the command exits with; an orderly stop is a success."""
     if outcome.kind == "failed":
-        known = (EXIT_CONFIGURATION, EXIT_DIVERGED)
-        return outcome.exit_code if outcome.exit_code in known else EXIT_FAILED
+        known = (exit_codes.CONFIGURATION, exit_codes.DIVERGED)
+        return outcome.exit_code if outcome.exit_code in known else exit_codes.FAILED
     return 130 if outcome.kind == "killed" else 0
 
 
@@ -233,5 +234,5 @@ def _choose_ports(settings: ServiceSettings) -> Ports:
             for what, port in sorted(wanted.items(), key=lambda item: item[1] == 0)
         }
     except PortTaken as error:
-        raise CommandFailed(str(error), EXIT_CONFIGURATION) from None
+        raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
     return Ports(chosen["replay_port"], chosen["learner_port"], chosen["evalserver_port"])

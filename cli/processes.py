@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from apprentice import exit_codes
 from apprentice.stopping import death_with
 
 _LOG_LIMIT_BYTES = 16 * 2**20
@@ -116,10 +117,5 @@ def describe_exit(code: int) -> str:
             return f"was ended by {signal.Signals(-code).name}"
         except ValueError:
             return f"was ended by signal {-code}"
-    known = {
-        70: "its watchdog found it stalled",
-        71: "training diverged",
-        75: "asked to be tried again",
-        78: "configuration error",
-    }
-    return f"exited with {code}" + (f" ({known[code]})" if code in known else "")
+    meaning = exit_codes.MEANINGS.get(code)
+    return f"exited with {code}" + (f" ({meaning})" if meaning else "")

@@ -13,7 +13,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from cli.failure import EXIT_FAILED, CommandFailed
+from apprentice import exit_codes
+from cli.failure import CommandFailed
 from cli.launch import new_run, read_experiment, supervise
 from cli.spans import ProcessProfile, describe_sum, read_profiles, to_json
 from cli.up import add_experiment_arguments
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         if outcome.kind in ("failed", "killed"):
             end = "".join(f"\n  {line}" for line in outcome.last_lines)
-            raise CommandFailed(f"the run {outcome.kind}: {outcome.reason}{end}", EXIT_FAILED)
+            raise CommandFailed(f"the run {outcome.kind}: {outcome.reason}{end}", exit_codes.FAILED)
         profiles = read_profiles(launch.folder.path)
     if not profiles:
         raise CommandFailed(

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.failure import EXIT_CONFIGURATION, CommandFailed
+from apprentice import exit_codes
+from cli.failure import CommandFailed
 from cli.launch import Launch, exit_code_of, new_run, read_experiment, resumed_run, supervise
 from cli.view import LiveView, PlainView, View
 
@@ -128,7 +129,7 @@ def _prepare(arguments: argparse.Namespace) -> Launch | None:
     folders = (arguments.runs, arguments.replay_checkpoints)
     if arguments.resume is None:
         if arguments.experiment is None:
-            raise CommandFailed("expected an EXPERIMENT or --resume RUN", EXIT_CONFIGURATION)
+            raise CommandFailed("expected an EXPERIMENT or --resume RUN", exit_codes.CONFIGURATION)
         experiment = read_experiment(
             arguments.experiment, arguments.variant, tuple(arguments.overrides)
         )
@@ -137,14 +138,14 @@ def _prepare(arguments: argparse.Namespace) -> Launch | None:
         raise CommandFailed(
             "--resume goes on with the experiment that the run was started with; "
             "leave out --set and --variant",
-            EXIT_CONFIGURATION,
+            exit_codes.CONFIGURATION,
         )
     launch = resumed_run(arguments.resume, *folders)
     if arguments.experiment not in (None, launch.experiment.name):
         raise CommandFailed(
             f"--resume: expected a run of {arguments.experiment}, "
             f"found one of {launch.experiment.name}",
-            EXIT_CONFIGURATION,
+            exit_codes.CONFIGURATION,
         )
     status = launch.folder.read_status()
     if status is not None and status.state == "finished":

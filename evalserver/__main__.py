@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-EXIT_CONFIGURATION = 78
+from apprentice import exit_codes
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def main() -> int:
             f"expected port {flags.port} to be free, found it held by {describe_holder(flags.port)}; "
             "end that process or choose another port"
         )
-        return EXIT_CONFIGURATION
+        return exit_codes.CONFIGURATION
     if flags.host not in ("127.0.0.1", "::1", "localhost"):
         log.warning("the evaluation server can be reached from other machines", host=flags.host)
     uvicorn.run(

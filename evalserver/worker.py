@@ -73,7 +73,10 @@ class Worker:
             rollouts = [self._roll_out(request, task, *parts) for parts in loaded]
         evaluated = time.monotonic()
         media = self._draw(request, rollouts) if request["format"] != "json" else b""
-        first, *others = [describe(rollout) for rollout in rollouts]
+        first, *others = [
+            {"task": rollout.task, "steps": rollout.steps, **rollout.evaluation.report()}
+            for rollout in rollouts
+        ]
         seconds = {
             "loading": ready - started,
             "evaluation": evaluated - ready,
@@ -257,28 +260,6 @@ def _bounded(frames: Iterator[np.ndarray], request: dict[str, Any]) -> Iterator[
                 "found more; ask for smaller ones, fewer of them (fps, max_steps), or format=mp4",
             )
         yield frame
-
-
-def describe(rollout: Rollout) -> dict[str, Any]:
-    """Return a rollout's returns as JSON."""
-    episodes = rollout.evaluation.episodes
-    returns = [episode.environment_return for episode in episodes]
-    return {
-        "task": rollout.task,
-        "steps": rollout.steps,
-        "return_mean": sum(returns) / len(returns),
-        "return_min": min(returns),
-        "return_max": max(returns),
-        "episodes": [
-            {
-                "seed": episode.seed,
-                "environment_return": episode.environment_return,
-                "length": episode.length,
-                "ending": episode.ending.name.lower(),
-            }
-            for episode in episodes
-        ],
-    }
 
 
 def warm_up() -> dict[str, Any]:

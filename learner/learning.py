@@ -16,6 +16,7 @@ from apprentice.profiling import Profile
 from apprentice.types import EnvironmentSpec, Metrics, Segment, SegmentId, Transition
 from learner.sac import SAC, Tensors
 from replay.rings import Ring
+from replay.tables import unsigned
 
 
 class Counters(NamedTuple):
@@ -193,7 +194,7 @@ class Learning:
         known = [tuple(int(value) for value in row) for row in identities.tolist()]
         missing = 0
         for key in known:
-            segment = by_id.pop((key[0], _unsigned(key[1]), key[2], key[3]), None)
+            segment = by_id.pop((key[0], unsigned(key[1]), key[2], key[3]), None)
             if segment is None:
                 missing += 1
             else:
@@ -224,10 +225,6 @@ def _take(batch: Transition, rows: torch.Tensor | slice) -> Transition:
         batch.discount[rows],
         {key: value[rows] for key, value in batch.next_observation.items()},
     )
-
-
-def _unsigned(value: int) -> int:
-    return value & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def _order(segment: Segment) -> tuple[int, int, int, int]:

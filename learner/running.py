@@ -32,7 +32,6 @@ from replay.reader import FeedReader
 
 log = structlog.get_logger()
 
-EXIT_DIVERGED = 71
 TICK_SECONDS = 0.05
 POLL_SECONDS = 0.1
 EVALUATION_FIRST_SEED = 1_000_000

@@ -135,24 +135,12 @@ class SAC:
 
     def state_tensors(self) -> dict[str, Tensors]:
         """Return copies of everything an exact continuation needs, by the file it is stored in."""
-        optimiser: Tensors = {}
-        networks: Tensors = {"target_critic": self.state.target_critic}
-        for name in ("critic", "policy", "log_temperature"):
-            adam: AdamState = getattr(self.state, name)
-            networks[name] = adam.parameters
-            for field in ("first_moment", "second_moment", "num_steps"):
-                optimiser[f"{name}.{field}"] = getattr(adam, field)
-        buffers = {
-            f"{owner}.{name}": tensor
-            for owner, module in (("critic", self.critic), ("policy", self.policy))
-            for name, tensor in module.named_buffers()
-        }
-        random = {"generator": self._generator.get_state(), "rate_factor": self.rate_factor}
-        groups = {"networks": {**networks, **buffers}, "optimiser": optimiser, "random": random}
-        return {
-            group: {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
-            for group, tensors in groups.items()
-        }
+        views = {**self._state_views(), "random/generator": self._generator.get_state()}
+        groups: dict[str, Tensors] = {}
+        for name, tensor in views.items():
+            group, _, key = name.partition("/")
+            groups.setdefault(group, {})[key] = tensor.detach().to("cpu", copy=True)
+        return groups
 
     def load_state_tensors(self, groups: Mapping[str, Tensors], num_updates: int) -> None:
         """Continue from what `state_tensors` returned; raise ValueError where shapes differ."""

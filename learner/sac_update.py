@@ -10,13 +10,12 @@ from torch.func import functional_call, grad_and_value
 
 from apprentice.config import SACSettings
 from apprentice.networks import SquashedGaussianPolicy, log_probability_of_sample
+from apprentice.networks.encoder import TORSO_PREFIX
 from apprentice.types import Transition
 from learner.augmentation import shift_images
 from learner.critics import TwinCritic
 from learner.flat import AdamSettings, AdamState, FlatLayout, adam_step, clip_by_norm
 from learner.losses import critic_loss, policy_loss, soft_target, temperature_gradient
-
-TORSO = "encoder.torso."
 
 METRICS = (
     "critic_loss",
@@ -80,8 +79,8 @@ def update_parts(critic: TwinCritic, policy: SquashedGaussianPolicy) -> UpdatePa
         critic,
         policy,
         FlatLayout(critic),
-        FlatLayout(critic, lambda name: not name.startswith(TORSO)),
-        FlatLayout(policy, lambda name: not (shares and name.startswith(TORSO))),
+        FlatLayout(critic, lambda name: not name.startswith(TORSO_PREFIX)),
+        FlatLayout(policy, lambda name: not (shares and name.startswith(TORSO_PREFIX))),
     )
 
 
@@ -108,7 +107,9 @@ def make_update(
         torso = critic.encoder.torso
         if torso is None:
             return None
-        own = {n[len(TORSO) :]: p for n, p in parameters.items() if n.startswith(TORSO)}
+        own = {
+            n[len(TORSO_PREFIX) :]: p for n, p in parameters.items() if n.startswith(TORSO_PREFIX)
+        }
         result: torch.Tensor = functional_call(torso, own, (observation["pixels"],))
         return result
 

@@ -12,6 +12,7 @@ import structlog
 import torch
 from safetensors.torch import save_file
 
+from apprentice import exit_codes
 from apprentice.environments import environment_spec
 from apprentice.experiments import ExperimentError, load_resolved
 from apprentice.exporter import Exporter, MetricsPortError
@@ -24,14 +25,12 @@ from apprentice.types import Transition
 from learner.devices import NoSuchDevice, select_device
 from learner.learning import Learning
 from learner.resuming import CannotResume, resume
-from learner.running import EXIT_DIVERGED, Diverged, Runner
+from learner.running import Diverged, Runner
 from learner.service import LearnerService, ServicePortError
 from replay.reader import FeedReader
 
 log = structlog.get_logger()
 
-EXIT_CONFIGURATION = 78
-EXIT_TRY_AGAIN = 75
 DEPARTURE_SECONDS = 15.0
 
 
@@ -73,13 +72,13 @@ def start(
         TokenError,
     ) as error:
         log.error("the learner cannot start", reason=str(error))
-        return EXIT_CONFIGURATION
+        return exit_codes.CONFIGURATION
     except Diverged as error:
         log.error("training diverged", reason=str(error))
-        return EXIT_DIVERGED
+        return exit_codes.DIVERGED
     except (OSError, torch.AcceleratorError) as error:
         log.error("the learner gives up and may be started again", reason=str(error))
-        return EXIT_TRY_AGAIN
+        return exit_codes.TRY_AGAIN
 
 
 def _token(addresses: Addresses) -> str | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-EXIT_STOPPED = 0
-EXIT_TRY_AGAIN = 75
-EXIT_CONFIGURATION = 78
+from apprentice import exit_codes
 
 
 @dataclass(frozen=True)
@@ -60,17 +59,19 @@ def main() -> int:
         server = ReplayServer([spec], experiment.replay, flags.port, folder, flags.profile)
     except (ExperimentError, ServerRefused, ValueError) as error:
         log.error("the replay server cannot start", reason=str(error))
-        return EXIT_CONFIGURATION
-    if flags.metrics is not None:
-        from apprentice.exporter import Exporter, MetricsPortError
+        return exit_codes.CONFIGURATION
+    with ExitStack() as stack:
+        if flags.metrics is not None:
+            from apprentice.exporter import Exporter, MetricsPortError
 
-        try:
-            Exporter("replay", flags.metrics, server.metrics, server.spans)
-        except MetricsPortError as error:
-            log.error("the replay server cannot start", reason=str(error))
-            server.close()
-            return EXIT_CONFIGURATION
-    return EXIT_STOPPED if server.serve(stop.asked) else EXIT_TRY_AGAIN
+            try:
+                exporter = Exporter("replay", flags.metrics, server.metrics, server.spans)
+            except MetricsPortError as error:
+                log.error("the replay server cannot start", reason=str(error))
+                server.close()
+                return exit_codes.CONFIGURATION
+            stack.callback(exporter.close)
+        return 0 if server.serve(stop.asked) else exit_codes.TRY_AGAIN
 
 
 def _divert_native_messages(path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import structlog
 
 from apprentice.config import ReplaySettings
+from apprentice.ports import split_address
 from apprentice.types import EnvironmentSpec
 from replay.errors import ReplayMismatch, ReplayUnavailable
 from replay.tables import COLUMN, FEED, SegmentFormat, table_sizes, task_table
@@ -68,10 +69,7 @@ class Connection:
         self, address: str, specs: Sequence[EnvironmentSpec], settings: ReplaySettings
     ) -> None:
         self.address = address
-        host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
-            raise ValueError(f"replay address: expected HOST:PORT, found {address!r}")
-        self._host, self._port = host.strip("[]"), int(port)
+        self._host, self._port = split_address(address)
         self.format = SegmentFormat(specs, settings.segment_length)
         self._sizes = table_sizes(specs, settings)
         self._lock = threading.Lock()

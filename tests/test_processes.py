@@ -113,11 +113,9 @@ def test_laps_add_up_to_the_wall_time() -> None:
         profile.lap("resting")
         sum(range(1000))
         profile.lap("working", 1000)
-    profile.move("resting", "elsewhere", 0.01, 3)
     spans = profile.snapshot()
     wall = time.perf_counter() - started
-    assert set(spans) == {"resting", "working", "elsewhere", "other"}
+    assert set(spans) == {"resting", "working", "other"}
     assert sum(span.seconds for span in spans.values()) == pytest.approx(wall, rel=0.05)
-    assert (spans["working"].units, spans["elsewhere"].units) == (50_000, 3)
-    assert spans["elsewhere"].seconds == 0.01
+    assert spans["working"].units == 50_000
     assert spans["resting"].seconds == pytest.approx(50 * 0.002, rel=0.5)

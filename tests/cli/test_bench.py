@@ -58,7 +58,7 @@ def test_result_is_stored_with_ratio_command_commit_hardware_and_date(
 def test_json_goes_to_standard_output_alone(
     scripts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _bench(scripts, tmp_path, "--json") == 0
+    assert _bench(scripts, tmp_path, "--all", "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["ratio"] == 1.5
 
@@ -74,6 +74,7 @@ def test_unknown_benchmark_is_refused_before_any_runs(
     scripts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _bench(scripts, tmp_path, "wheels", "sails") == 78
+    assert _bench(scripts, tmp_path) == 78
     assert "found sails" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from apprentice import exit_codes
 from apprentice.checkpoint import write_checkpoint
 from apprentice.config import Experiment
 from apprentice.environments import environment_spec
@@ -18,13 +19,7 @@ from apprentice.experiments import save_experiment
 from apprentice.runs import RunFolder
 from learner.learning import Learning
 from learner.resuming import checkpoint_state
-from learner.starting import (
-    EXIT_CONFIGURATION,
-    EXIT_TRY_AGAIN,
-    Addresses,
-    _write_diagnostics,
-    start,
-)
+from learner.starting import Addresses, _write_diagnostics, start
 from tests.learner.test_learning import SPEC, drive, make_experiment
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - it is to be refused
@@ -50,7 +45,7 @@ def test_a_second_learner_of_a_run_is_told_who_has_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RunFolder(tmp_path).lock():
-        assert try_to_start(tmp_path, make()) == EXIT_CONFIGURATION
+        assert try_to_start(tmp_path, make()) == exit_codes.CONFIGURATION
     said = capsys.readouterr().out
     assert "expected to be the only learner" in said
     assert str(os.getpid()) in said
@@ -63,7 +58,7 @@ def test_a_port_in_use_is_named_with_its_holder(
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
-        assert try_to_start(tmp_path, make(), port) == EXIT_CONFIGURATION
+        assert try_to_start(tmp_path, make(), port) == exit_codes.CONFIGURATION
     said = capsys.readouterr().out
     assert f"expected port {port} to be free" in said
     assert str(os.getpid()) in said
@@ -72,11 +67,13 @@ def test_a_port_in_use_is_named_with_its_holder(
 def test_beyond_this_machine_it_does_not_listen_without_a_token(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert try_to_start(tmp_path, make(), host=EVERYWHERE) == EXIT_CONFIGURATION
+    assert try_to_start(tmp_path, make(), host=EVERYWHERE) == exit_codes.CONFIGURATION
     assert "expected --token-file" in capsys.readouterr().out
     bad = tmp_path / "token"
     bad.write_text("short\n")
-    assert try_to_start(tmp_path, make(), host=EVERYWHERE, token_file=bad) == EXIT_CONFIGURATION
+    assert (
+        try_to_start(tmp_path, make(), host=EVERYWHERE, token_file=bad) == exit_codes.CONFIGURATION
+    )
     assert "expected a token of 32 characters or more" in capsys.readouterr().out
 
 
@@ -84,7 +81,7 @@ def test_a_gpu_that_is_not_there_is_not_replaced_in_silence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert try_to_start(tmp_path, make(learner={"device": "cuda"})) == EXIT_CONFIGURATION
+    assert try_to_start(tmp_path, make(learner={"device": "cuda"})) == exit_codes.CONFIGURATION
     assert "expected a working CUDA device, found none" in capsys.readouterr().out
 
 
@@ -112,7 +109,7 @@ def test_an_error_of_the_gpu_in_mid_run_asks_for_another_start(
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr("learner.starting._run", fail)
-    assert try_to_start(tmp_path, make()) == EXIT_TRY_AGAIN
+    assert try_to_start(tmp_path, make()) == exit_codes.TRY_AGAIN
 
 
 @pytest.mark.parametrize(
@@ -143,7 +140,7 @@ def test_a_checkpoint_of_another_experiment_is_refused_with_the_difference(
         tensors=learning.state_tensors(),
         state=checkpoint_state(learning, evaluation_returns=[], rollbacks=0),
     )
-    assert try_to_start(tmp_path, make(**changed)) == EXIT_CONFIGURATION
+    assert try_to_start(tmp_path, make(**changed)) == exit_codes.CONFIGURATION
     said = capsys.readouterr().out
     assert named in said
     assert "Start a new run" in said

@@ -6,11 +6,11 @@ import json
 import sys
 from pathlib import Path
 
+from apprentice import exit_codes
 from apprentice.config import ReplaySettings
 from apprentice.logs import configure_logging
 from apprentice.stopping import StopSignal
 from apprentice.types import EnvironmentSpec
-from replay.__main__ import EXIT_CONFIGURATION, EXIT_STOPPED, EXIT_TRY_AGAIN
 from replay.errors import ServerRefused
 from replay.server import ReplayServer
 
@@ -25,9 +25,9 @@ def main() -> int:
         server = ReplayServer(specs, settings, request["port"], Path(request["folder"]))
     except ServerRefused as error:
         print(error, file=sys.stderr)
-        return EXIT_CONFIGURATION
+        return exit_codes.CONFIGURATION
     print("ready", flush=True)
-    return EXIT_STOPPED if server.serve(stop.asked) else EXIT_TRY_AGAIN
+    return 0 if server.serve(stop.asked) else exit_codes.TRY_AGAIN
 
 
 if __name__ == "__main__":
