@@ -4,6 +4,7 @@
 #                 (EXPERIMENT=name, ARGS="--set seed=1", TORCH_INDEX=url: see README.md)
 #   make test     all tests but the slow ones; ARGS goes to pytest
 #   make soak     the slow tests
+#   make test-compose   the containers: builds them, trains, kills, scales (needs a Docker engine)
 #   make check    format, lint, types, layers
 #   make format   mend format and lint where that can be done by machine
 #   make protos   generate apprentice/rpc/v1 from proto/
@@ -18,7 +19,7 @@ LOCK := uv pip compile --quiet --python-version 3.11 --python-platform x86_64-ma
 
 export TORCH_INDEX PYTHON SYSTEM_PACKAGES
 
-.PHONY: run test soak check check-format check-lint check-types check-layers format install \
+.PHONY: run test soak test-compose check check-format check-lint check-types check-layers format install \
 	install-dev protos lock
 .DEFAULT_GOAL := run
 
@@ -26,10 +27,13 @@ run: install
 	@$(BIN)/apprentice up $(EXPERIMENT) $(ARGS)
 
 test: install-dev
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not compose" $(ARGS)
 
 soak: install-dev
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+
+test-compose: install-dev
+	@$(BIN)/python -m pytest -m compose --timeout 3600 -x tests/compose $(ARGS)
 
 check: check-format check-lint check-types check-layers
 
@@ -59,4 +63,6 @@ protos: install-dev
 	@PATH="$(CURDIR)/$(BIN):$$PATH" proto/generate
 
 lock:
-	cd requirements && $(LOCK) base.in -o base.lock && $(LOCK) -c base.lock dev.in -o dev.lock
+	cd requirements && $(LOCK) base.in -o base.lock && \
+		for part in dev replay actor learner evalserver; do \
+			$(LOCK) -c base.lock $$part.in -o $$part.lock || exit 1; done

@@ -55,6 +55,8 @@ class RunStatus(BaseModel):
     """Agent steps between a policy's publication and the arrival of what it did."""
     actors: tuple[dict[str, JsonValue], ...] = ()
     """One entry for each living actor; the learner's service says what is in it."""
+    learner: str = ""
+    """HOST:PORT of the run's learner, as it listens."""
     message: str = ""
     """What a person should know now; "" where all is well."""
     created: str | None = None

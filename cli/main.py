@@ -16,8 +16,11 @@ from cli.failure import CommandFailed
 COMMANDS = {
     "up": "train: start all services of an experiment on this machine",
     "grid": "run all variants of an experiment, one after the other",
+    "control": "pause, resume, stop or checkpoint a run that is going on",
+    "choose": "choose or make the run that services in containers work on",
     "experiments": "list the experiments and what they resolve to",
     "evaluate": "evaluate a checkpoint: videos, frames and returns into a folder",
+    "metrics": "write the metrics of a run as CSV",
     "profile": "show where the time of a run goes",
     "bench": "measure ourselves against others",
     "doctor": "check this machine: versions, rendering, ports, disk",

@@ -1,0 +1,120 @@
+"""Makes the README's pictures from the system itself.
+
+python docs/images/make.py terminal --seconds 150      # starts `apprentice up reacher-easy` and keeps its view
+python docs/images/make.py rollout --url http://127.0.0.1:8000   # asks a running evaluation server
+python docs/images/make.py page --url http://127.0.0.1:8000      # and Chromium for its page (needs selenium)
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import pty
+import re
+import select
+import signal
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parents[1]
+COLUMNS, ROWS = 100, 32
+CHROMIUM_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def draw_terminal(seconds: float, runs: Path) -> None:
+    """Train for some seconds under the live view, and write the last picture that it drew as SVG."""
+    from rich.console import Console
+    from rich.text import Text
+
+    child, terminal = pty.fork()
+    if child == 0:
+        environment = {
+            **os.environ,
+            "COLUMNS": str(COLUMNS),
+            "LINES": str(ROWS),
+            "TERM": "xterm-256color",
+        }
+        command = [sys.executable, "-m", "cli", "up", "reacher-easy", "--runs", str(runs)]
+        os.chdir(ROOT)
+        os.execve(sys.executable, command, environment)  # noqa: S606 - it takes the child's place
+    drawn, deadline = b"", time.monotonic() + seconds
+    while time.monotonic() < deadline and select.select([terminal], [], [], 5.0)[0]:
+        drawn += os.read(terminal, 65_536)
+    os.kill(child, signal.SIGINT)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and os.waitpid(child, os.WNOHANG)[0] == 0:
+        if select.select([terminal], [], [], 0.2)[0]:
+            try:
+                os.read(terminal, 65_536)
+            except OSError:  # the terminal is closed with its last writer
+                break
+    # The view goes up to its first line and draws over itself; pictures lie between these movements.
+    pictures = re.split(rb"(?:\r?\x1b\[\d*A|\r?\x1b\[2K|\x1b\[\?25[lh])+", drawn)
+    whole = [picture for picture in pictures if "╭".encode() in picture and "╰".encode() in picture]
+    console = Console(record=True, width=COLUMNS, file=io.StringIO())
+    console.print(Text.from_ansi(whole[-1].decode("utf-8", "replace").replace("\r", "")))
+    console.save_svg(str(FOLDER / "terminal.svg"), title="make run")
+
+
+def fetch_rollout(url: str, checkpoint: str) -> None:
+    """Write one rollout of a checkpoint as WebP, small enough for a README."""
+    query = f"checkpoint={checkpoint}&format=webp&width=240&height=240&fps=12&max_steps=120&seed=3"
+    with urllib.request.urlopen(f"{url}/evaluate?{query}", timeout=120) as reply:  # noqa: S310
+        (FOLDER / "rollout.webp").write_bytes(reply.read())
+
+
+def photograph_page(url: str, checkpoint: str) -> None:
+    """Write the page as PNG while a rollout of the checkpoint plays on it."""
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+
+    options = webdriver.ChromeOptions()
+    for flag in (*CHROMIUM_FLAGS, "--window-size=1200,1500", "--force-device-scale-factor=1"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options)
+    try:
+        driver.get(f"{url}/?run={checkpoint}")
+        driver.find_elements(By.CSS_SELECTOR, "a.play")[0].click()
+        script = "return document.getElementById('video').currentTime"
+        deadline = time.monotonic() + 60
+        while driver.execute_script(script) < 1.0 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        driver.save_screenshot(str(FOLDER / "page.png"))
+    finally:
+        driver.quit()
+
+
+def main() -> None:
+    """Make one picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("picture", choices=["terminal", "rollout", "page"])
+    parser.add_argument("--seconds", type=float, default=150.0, help="how long to train")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs")
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--checkpoint", default="latest", help="a run's name for `page`")
+    arguments = parser.parse_args()
+    if arguments.picture == "terminal":
+        draw_terminal(arguments.seconds, arguments.runs.absolute())
+    elif arguments.picture == "rollout":
+        fetch_rollout(arguments.url, arguments.checkpoint)
+    else:
+        photograph_page(arguments.url, arguments.checkpoint)
+
+
+if __name__ == "__main__":
+    main()

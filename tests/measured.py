@@ -1,0 +1,228 @@
+"""What the services write and export, told by the services themselves: each is run, small, and looked at."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+import learner.running
+from apprentice.config import Experiment
+from apprentice.experiments import save_experiment
+from apprentice.exporter import Exporter
+from apprentice.metrics import read_metrics
+from apprentice.ports import is_free
+from apprentice.profiling import Span
+from apprentice.rpc import EpisodeReport
+from apprentice.runs import Catalogue, RunStatus
+from evalserver.cache import MediaCache
+from evalserver.telemetry import Telemetry
+from evalserver.worker import Worker
+from replay.locks import free_port
+from replay.reader import FeedReader
+from tests.actor.fakes import Stage
+from tests.evalserver import serving
+from tests.learner import test_running
+from tests.replay import cases
+from tests.test_exporter import scrape
+
+ROOT = Path(__file__).resolve().parents[1]
+SPAN_OWNERS = {"learner": "learner", "actor": "actor", "apprentice": "actor", "replay": "replay"}
+"""Folder and the service whose profile it charges; of the others only actors profile `apprentice`."""
+START_SECONDS = 60.0
+
+Exported = Mapping[str, frozenset[str]]
+"""The names of the samples that each service's port shows."""
+
+
+@functools.cache
+def written() -> frozenset[str]:
+    """Return every key that a learner writes to `metrics.jsonl`: trained, evaluated, restarted."""
+    return _learner()[0]
+
+
+@functools.cache
+def exported() -> Exported:
+    """Return the names of all samples at each service's `/metrics`."""
+    return {
+        "learner": _learner()[1],
+        "actor": _actor()[0],
+        "replay": _replay(),
+        "evalserver": _evaluation_server()[0],
+    }
+
+
+@functools.cache
+def spans() -> Mapping[str, frozenset[str]]:
+    """Return the spans of each service: those its source charges, and what the evaluation worker reports."""
+    found = {service: {"other"} for service in SPAN_OWNERS.values()}
+    for folder, service in SPAN_OWNERS.items():
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            found[service] |= set(_charged_in(file))
+    found["evalserver"] = set(_evaluation_server()[1])
+    return {service: frozenset(names) for service, names in found.items()}
+
+
+@functools.cache
+def _learner() -> tuple[frozenset[str], frozenset[str]]:
+    experiment = test_running.make(evaluation={"period_steps": 24})
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner.running, "TICK_SECONDS", 0.0)
+        patch.setattr(learner.running, "POLL_SECONDS", 0.001)
+        patch.setattr(learner.running, "Evaluator", test_running.FakeEvaluator)
+        names: frozenset[str] = frozenset()
+        for _ in range(2):  # the second one goes on with the run of the first
+            run = test_running.Run(Path(folder), experiment, test_running.segments(0, 10))
+            run.learning.profile = profile = run.runner._profile
+            run.runner._reader.metrics = _reader_that_met_a_spoiled_segment().metrics  # type: ignore[method-assign]
+            run.runner._service = _Service()  # type: ignore[assignment]
+            assert run.runner.run() == "finished"
+            runner = run.runner
+            exporter = Exporter(
+                "learner", "127.0.0.1:0", runner.metrics, profile.snapshot, runner.problem
+            )
+            with closing(exporter):
+                names |= {name for name, _ in scrape(exporter.port)}
+        rows, num_torn = read_metrics(run.folder.metrics)
+    assert num_torn == 0
+    return frozenset().union(*(row.metrics for row in rows)), names
+
+
+class _Service(test_running.FakeService):
+    """Hears of one actor's spans and of an episode."""
+
+    def drain_episodes(self) -> list[EpisodeReport]:
+        return [EpisodeReport(0, 12.5, 1000, 1)]
+
+    def spans(self) -> dict[int, Mapping[str, Span]]:
+        return {0: _actor()[1]}
+
+
+def _reader_that_met_a_spoiled_segment() -> FeedReader:
+    reader = FeedReader("127.0.0.1:1", (cases.STATE,), cases.SETTINGS)
+    data = reader._format.encode(cases.make_segment(actor=3))
+    data[80:84] = np.frombuffer(np.float32(np.nan).tobytes(), np.uint8)
+    assert reader._decode([0, 0, 0, 0, 0, data]) is None
+    return reader
+
+
+@functools.cache
+def _actor() -> tuple[frozenset[str], Mapping[str, Span]]:
+    stage = Stage()
+    stage.stop_after(3)
+    assert stage.act() == "enough"
+    metrics, told = stage.progress.metrics, stage.profile.snapshot
+    with closing(Exporter("actor", "127.0.0.1:0", metrics, told, lambda: None)) as exporter:
+        return frozenset(name for name, _ in scrape(exporter.port)), told()
+
+
+def _replay() -> frozenset[str]:
+    experiment = Experiment.model_validate({"name": "test", "task": "cartpole-swingup"})
+    port, metrics_port = free_port(), free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        save_experiment(experiment, Path(folder) / "experiment.yaml")
+        flags = {
+            "--experiment": f"{folder}/experiment.yaml",
+            "--port": str(port),
+            "--checkpoints": f"{folder}/checkpoints",
+            "--metrics": f"127.0.0.1:{metrics_port}",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "replay",
+            *(word for flag in flags.items() for word in flag),
+        ]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while is_free("127.0.0.1", metrics_port):
+                assert process.poll() is None, process.communicate()[1]
+                assert time.monotonic() < deadline, "the replay server does not come up"
+                time.sleep(0.1)
+            return frozenset(name for name, _ in scrape(metrics_port))
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    children = psutil.Process(process.pid).children(recursive=True)
+    for running in (process, *children):
+        running.kill()
+    process.communicate(timeout=10.0)
+
+
+@functools.cache
+def _evaluation_server() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the samples' names, and the spans that a worker's report has."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        run = Catalogue(root).find_run(serving.make_run(root, "reach", "reacher-easy"))
+        run.write_status(RunStatus.model_validate(_STATUS | {"run": run.path.name}))
+        request = {
+            "paths": [str(Catalogue(root).resolve(run.path.name).path)],
+            "task": None,
+            "seed": 0,
+            "episodes": 1,
+            "deterministic": True,
+            "max_steps": 3,
+            "format": "json",
+            "deadline_seconds": 60.0,
+        }
+        report, _ = Worker().answer(request)
+        telemetry = Telemetry(Catalogue(root), MediaCache(1000))
+        telemetry.charge(report["seconds"])
+        telemetry.note("/evaluate", 200, 0.5)
+        families = list(text_string_to_metric_families(telemetry.text().decode()))
+    samples = [sample for family in _begun(families) for sample in family.samples]
+    charged = (sample.labels["span"] for sample in samples if "span" in sample.labels)
+    return frozenset(sample.name for sample in samples), frozenset(charged)
+
+
+_STATUS = {
+    "experiment": "reach",
+    "task": "reacher-easy",
+    "state": "training",
+    "max_steps": 100,
+    "evaluation_returns": (3.0, 2.0),
+    "best_return": 3.0,
+    "training_return": 1.0,
+    "replay_ratio": 0.5,
+    "steps_per_second": 10.0,
+    "updates_per_second": 5.0,
+    "policy_lag_steps": 20.0,
+}
+
+
+def _begun(families: Sequence[Metric]) -> Iterator[Metric]:
+    """Leave out the times at which the client began to count something else."""
+    counted = {f"{family.name}_created" for family in families}
+    return (family for family in families if family.name not in counted)
+
+
+def _charged_in(file: Path) -> Iterator[str]:
+    """Find the names in `….lap(NAME, …)`; one that is not written out there would go undocumented."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "lap"
+        ):
+            name = node.args[0]
+            for choice in (name.body, name.orelse) if isinstance(name, ast.IfExp) else (name,):
+                where = f"{file}:{node.lineno}"
+                assert isinstance(choice, ast.Constant), f"{where}: expected a span's name"
+                assert isinstance(choice.value, str), f"{where}: expected a span's name"
+                yield choice.value
