@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import ipaddress
 import json
+import os
 import re
 import signal
 import subprocess
@@ -20,12 +22,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("replay", "learner", "actor", "evalserver")
+_WATCHER = """
+import os, sys
+def note(text):
+    with open(os.environ["APPRENTICE_AUDIT"], "a") as file:
+        file.write(text + "\\n")
+def watch(event, arguments):
+    if event == "pickle.find_class":
+        note(f"unpickled {arguments} in {sys.orig_argv}")
+sys.addaudithook(watch)
+note(f"watching {sys.orig_argv}")
+"""
+"""Is imported by every Python process at its start, as `sitecustomize`, and writes down what is unpickled."""
 
 
 class System:
     """One `apprentice up`, its run folder and its processes."""
 
-    def __init__(self, folder: Path, *settings: str) -> None:
+    def __init__(self, folder: Path, *settings: str, **environment: str) -> None:
         self.folder = folder
         self.output = folder / "output"
         command = [sys.executable, "-m", "cli", "up", "smoke", "--exit-when-done", "--plain"]
@@ -34,7 +48,12 @@ class System:
             command += ["--set", setting]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         self._supervisor = psutil.Process(self.process.pid)
 
@@ -85,8 +104,8 @@ class System:
 def start(tmp_path: Path) -> Iterator[Callable[..., System]]:
     started: list[System] = []
 
-    def make(*settings: str) -> System:
-        started.append(System(tmp_path, *settings))
+    def make(*settings: str, **environment: str) -> System:
+        started.append(System(tmp_path, *settings, **environment))
         return started[-1]
 
     yield make
@@ -146,12 +165,21 @@ def test_a_run_survives_the_loss_of_each_service_and_shows_its_policy(
 
 
 @pytest.mark.timeout(200)
-def test_a_short_run_finishes_by_itself(start: Callable[..., System]) -> None:
-    system = start()
+def test_a_short_run_finishes_by_itself_and_unpickles_nothing(
+    start: Callable[..., System], tmp_path: Path
+) -> None:
+    (tmp_path / "watcher").mkdir()
+    (tmp_path / "watcher" / "sitecustomize.py").write_text(_WATCHER)
+    audit = tmp_path / "audit"
+    system = start(PYTHONPATH=str(tmp_path / "watcher"), APPRENTICE_AUDIT=str(audit))
     assert system.process.wait(120.0) == 0, system.said()
     status = system.status()
     assert (status["state"], len(status["evaluation_returns"])) == ("finished", 2)
     assert (system.run / "checkpoints" / "step-000000001000").is_dir()
+    noted = audit.read_text().splitlines()
+    watched = "\n".join(line for line in noted if line.startswith("watching"))
+    assert all(f"'-m', '{module}'" in watched for module in (*SERVICES, "learner.evaluating"))
+    assert [line for line in noted if line.startswith("unpickled")] == []
 
 
 @pytest.mark.timeout(200)
@@ -163,8 +191,22 @@ def test_a_killed_supervisor_takes_everything_with_it(start: Callable[..., Syste
     )
     everything = system.descendants()
     assert len(everything) >= len(SERVICES) + 2  # the children of learner and evaluation server
+    reachable = {tuple(_command(process)[2:4]): _reachable_ports(process) for process in everything}
+    # Reverb cannot be bound to an interface; nothing else listens beyond this machine.
+    assert [module for module, ports in reachable.items() if ports] == [("-m", "replay")]
     system.process.kill()
     assert psutil.wait_procs(everything, timeout=5.0)[1] == []
+
+
+def _reachable_ports(process: psutil.Process) -> list[int]:
+    """Return the ports that a process listens on beyond loopback."""
+    connections = process.net_connections(kind="tcp")
+    listening = [c.laddr for c in connections if c.status == psutil.CONN_LISTEN]
+    return [
+        port
+        for host, port in listening
+        if not ipaddress.ip_address(host.removeprefix("::ffff:")).is_loopback
+    ]
 
 
 def _command(process: psutil.Process) -> list[str]:
