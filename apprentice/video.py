@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import tempfile
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,24 +27,28 @@ class EncodingError(Exception):
 def encode_mp4(frames: Iterable[np.ndarray], fps: float, path: Path | None = None) -> bytes:
     """Encode uint8 frames [H, W, 3] as h264 in mp4, ready to play from its first bytes.
 
-    Odd sizes get one more row or column, which the format needs. Return the bytes, which are also
-    written to `path` if one is given.
+    Odd sizes get one more row or column, which the format needs. Each frame is encoded in another thread
+    while the caller's draws the next one. Return the bytes, which are also written to `path` if one is
+    given.
     """
     iterator, first = _peek(frames)
-    # Moving the index to the front needs a second pass over a file with a name.
-    with tempfile.TemporaryDirectory(prefix="apprentice-video-") as folder:
-        whole = Path(folder) / "rollout.mp4"
-        _write_mp4(whole, iterator, first, fps)
-        data = whole.read_bytes()
+    # Moving the index to the front needs a second pass over a file with a name. This one lies in memory
+    # and ends with the process: where that is killed, nothing stays behind.
+    with os.fdopen(os.memfd_create("rollout.mp4"), "rb") as whole:
+        _write_mp4(f"/proc/self/fd/{whole.fileno()}", iterator, first, fps)
+        data = whole.read()
     if path is not None:
         path.write_bytes(data)
     return data
 
 
-def _write_mp4(path: Path, frames: Iterator[np.ndarray], first: np.ndarray, fps: float) -> None:
+def _write_mp4(path: str, frames: Iterator[np.ndarray], first: np.ndarray, fps: float) -> None:
     height, width = first.shape[:2]
     try:
-        with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        with (
+            av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as container,
+            ThreadPoolExecutor(1, "encoder") as encoder,
+        ):
             rate = Fraction(fps).limit_denominator(1000)
             stream = container.add_stream(
                 "libx264", rate=rate, options={"preset": PRESET, "crf": CONSTANT_QUALITY}
@@ -51,14 +56,18 @@ def _write_mp4(path: Path, frames: Iterator[np.ndarray], first: np.ndarray, fps:
             stream.width, stream.height = width + width % 2, height + height % 2
             stream.pix_fmt = "yuv420p"
             stream.thread_count = 1
-            for frame in frames:
-                _check(frame, first.shape)
+
+            def encode(frame: np.ndarray) -> None:
                 padded = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-                picture = av.VideoFrame.from_ndarray(padded, format="rgb24")
-                for packet in stream.encode(picture):
-                    container.mux(packet)
-            for packet in stream.encode():
-                container.mux(packet)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
+
+            under_way = encoder.submit(encode, first)
+            for frame in itertools.islice(frames, 1, None):
+                _check(frame, first.shape)
+                under_way.result()
+                under_way = encoder.submit(encode, frame)
+            under_way.result()
+            container.mux(stream.encode())
     except (av.FFmpegError, ValueError) as error:
         raise EncodingError(f"mp4 could not be encoded: {error}") from error
 

@@ -166,7 +166,11 @@ def services_of(launch: Launch, exit_when_done: bool) -> tuple[Service, ...]:
     )
     evalserver = _service(
         "evalserver",
-        ("--runs", str(folder.path.parent), "--host", host, "--port", str(ports.evalserver)),
+        (
+            *("--runs", str(folder.path.parent)),
+            *("--host", host, "--port", str(ports.evalserver)),
+            *token,
+        ),
         10.0,
         outlives_run=not exit_when_done,
     )

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from apprentice import exit_codes
+from apprentice.ports import describe_holder, is_free, is_loopback
+
+TOKEN_SECONDS = 60.0
+"""How long to wait for a learner that has not made its token yet."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,16 @@ class Flags:
     """Port to listen on."""
     allowed_hosts: tuple[str, ...] = ()
     """Further names under which requests may come, beside localhost, this machine's name and addresses."""
+    token_file: Path | None = None
+    """File of the token that requests must then carry; the learner makes it. Needed beyond loopback."""
+    reached_from_loopback_only: bool = False
+    """Says that --host can be reached through this machine's loopback only, as where a container's port
+    is published on 127.0.0.1: then no token is needed."""
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether others than this machine's users may reach the server."""
+        return not (is_loopback(self.host) or self.reached_from_loopback_only)
 
 
 def main() -> int:
@@ -30,14 +46,15 @@ def main() -> int:
     import uvicorn
 
     from apprentice.logs import configure_logging
-    from apprentice.ports import describe_holder, is_free
     from apprentice.stopping import StopSignal
+    from apprentice.tokens import TokenError
     from evalserver.app import create_app
+    from evalserver.connections import TimedConnection
 
     flags = tyro.cli(Flags, prog="python -m evalserver")
     configure_logging("evalserver")
     # uvicorn raises the signals that ended it once more; this handler lets the process end with 0.
-    StopSignal().install()
+    stop = StopSignal().install()
     log = structlog.get_logger()
     if not is_free(flags.host, flags.port):
         log.error(
@@ -45,12 +62,19 @@ def main() -> int:
             "end that process or choose another port"
         )
         return exit_codes.CONFIGURATION
-    if flags.host not in ("127.0.0.1", "::1", "localhost"):
-        log.warning("the evaluation server can be reached from other machines", host=flags.host)
+    try:
+        token = token_to_ask_for(flags, stop.asked)
+    except TokenError as error:
+        if stop.asked():
+            return 0
+        log.error("the evaluation server does not start", reason=str(error))
+        return exit_codes.CONFIGURATION
     uvicorn.run(
-        create_app(flags.runs, allowed_hosts=flags.allowed_hosts),
+        create_app(flags.runs, allowed_hosts=flags.allowed_hosts, token=token),
         host=flags.host,
         port=flags.port,
+        http=TimedConnection,
+        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -60,6 +84,31 @@ def main() -> int:
         h11_max_incomplete_event_size=16_384,
     )
     return 0
+
+
+def token_to_ask_for(flags: Flags, should_stop: Callable[[], bool]) -> str | None:
+    """Return the token that requests must carry, waiting for the learner to make it.
+
+    None where this machine's users are all who can ask. Raises TokenError where others could without a
+    token, or none comes.
+    """
+    from apprentice.tokens import TokenError, read_token
+
+    if flags.token_file is None:
+        if not flags.needs_token:
+            return None
+        raise TokenError(
+            f"--host {flags.host} can be reached from other machines: expected --token-file, the file of "
+            "the token that requests must carry (the learner makes it), or --reached-from-loopback-only "
+            "where this machine's loopback is the only way here"
+        )
+    deadline = time.monotonic() + TOKEN_SECONDS
+    while True:
+        try:
+            return read_token(flags.token_file, wait_seconds=0.5)
+        except TokenError:
+            if should_stop() or time.monotonic() > deadline:
+                raise
 
 
 if __name__ == "__main__":

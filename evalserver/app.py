@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -13,12 +15,17 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from apprentice.runs import Catalogue
-from evalserver import page
+from evalserver import interface, page
+from evalserver.authorization import RequireToken
 from evalserver.cache import MediaCache
+from evalserver.documents import FOLDER, SecurityHeaders
 from evalserver.hosts import RequireKnownHost
 from evalserver.jobs import Jobs
-from evalserver.routes import problem, router
+from evalserver.problems import problem
+from evalserver.routes import router
 from evalserver.telemetry import CountRequests, Telemetry
+
+log = structlog.get_logger()
 
 NUM_WORKERS = 2
 MAX_WAITING = 8
@@ -33,8 +40,9 @@ def create_app(
     deadline_seconds: float = DEADLINE_SECONDS,
     cache_bytes: int = CACHE_BYTES,
     allowed_hosts: Collection[str] = (),
+    token: str | None = None,
 ) -> FastAPI:
-    """Return the application that serves the runs in a folder."""
+    """Return the application that serves the runs in a folder; with a `token`, to those who know it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -51,15 +59,22 @@ def create_app(
         summary="Rollouts of trained policies over HTTP.",
         version="1",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's page is loaded from elsewhere; `interface` is our own.
+        redoc_url=None,
     )
     app.state.cache = cache = MediaCache(cache_bytes)
     app.state.catalogue = catalogue = Catalogue(runs)
     app.state.telemetry = telemetry = Telemetry(catalogue, cache)
+    # From the inside out.
+    if token is not None:
+        app.add_middleware(RequireToken, token=token)
     app.add_middleware(RequireKnownHost, allowed=allowed_hosts)
     app.add_middleware(CountRequests, telemetry=telemetry)
+    app.add_middleware(SecurityHeaders)
     app.include_router(router)
     app.include_router(page.router)
-    app.mount("/static", StaticFiles(directory=page.FOLDER / "static"), name="static")
+    app.include_router(interface.router)
+    app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
 
     @app.exception_handler(RequestValidationError)
     async def refuse_parameters(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -71,6 +86,12 @@ def create_app(
 
     @app.exception_handler(HTTPException)
     async def refuse(request: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, "Refused", str(error.detail))
+        return problem(error.status_code, "Refused", str(error.detail), headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def admit(request: Request, error: Exception) -> JSONResponse:
+        incident = secrets.token_hex(4)
+        log.error("a request failed", incident=incident, path=request.url.path, reason=repr(error))
+        return problem(500, "This is a mistake in the server", "its log says more", incident)
 
     return app

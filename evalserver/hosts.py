@@ -6,8 +6,9 @@ import ipaddress
 import socket
 from collections.abc import Collection
 
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from evalserver.problems import problem
 
 
 class RequireKnownHost:
@@ -31,11 +32,7 @@ class RequireKnownHost:
                     f"expected a Host out of {', '.join(sorted(self._allowed))} or an IP address; "
                     "--allowed-hosts adds names"
                 )
-                body = {"type": "about:blank", "title": "Unknown host", "status": 421}
-                refusal = JSONResponse(
-                    {**body, "detail": detail}, 421, media_type="application/problem+json"
-                )
-                await refusal(scope, receive, send)
+                await problem(421, "Unknown host", detail)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

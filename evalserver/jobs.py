@@ -17,6 +17,7 @@ import structlog
 log = structlog.get_logger()
 
 START_SECONDS = 180.0
+EXIT_SECONDS = 1.0
 LARGEST_HEADER = 1 << 20
 FIRST_GUESS_SECONDS = 4.0
 
@@ -97,11 +98,20 @@ class WorkerProcess:
             done = True
             return answer
         except (OSError, asyncio.IncompleteReadError, ValueError) as error:
-            code = self._process.returncode if self._process else None
-            raise WorkerFailed(f"the worker ended over this request (exit {code})") from error
+            raise WorkerFailed(
+                f"the worker ended over this request ({await self._exit()})"
+            ) from error
         finally:
             if not done:
                 await self.end()
+
+    async def _exit(self) -> str:
+        """Say how the process ended, whose pipes close a little earlier."""
+        try:
+            async with asyncio.timeout(EXIT_SECONDS):
+                return f"exit {await self._process.wait()}" if self._process else "it did not start"
+        except TimeoutError:
+            return "without an exit"
 
     async def end(self) -> None:
         """Kill the process."""

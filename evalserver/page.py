@@ -6,29 +6,22 @@ import asyncio
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from apprentice.checkpoint_files import read_text
 from apprentice.runs import Catalogue, RunFolder, UnknownCheckpoint
 from apprentice.suite_tasks import SUITE_TASKS
 from evalserver.curves import DEFAULTS, draw_curve, read_curves
+from evalserver.documents import fill, html
 
 router = APIRouter(include_in_schema=False)
 
-FOLDER = Path(__file__).resolve().parent
 MOST_RUNS = 50
 MOST_ROWS = 200
-POLICY = (
-    "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'"
-)
-"""The page loads nothing from elsewhere, and nobody may frame it."""
 RunName = Annotated[str, Query(max_length=300)]
 MetricName = Annotated[str, Query(max_length=200)]
 
@@ -42,25 +35,6 @@ class EvaluationRow(NamedTuple):
     high: float
     episodes: int
     kept: bool  # whether its first episode can be watched
-
-
-def _number(value: float | None, digits: int | None = None) -> str:
-    """Write a number for people; a dash where there is none."""
-    if value is None:
-        return "–"
-    if digits is not None:
-        return f"{value:,.{digits}f}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.3g}"
-
-
-_templates = Environment(
-    loader=FileSystemLoader(FOLDER / "templates"),
-    autoescape=select_autoescape(),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_templates.globals["number"] = _number
 
 
 @router.get("/", response_class=HTMLResponse)
@@ -97,16 +71,16 @@ async def curves(
 async def _answer(make: Callable[..., str], *arguments: Any) -> HTMLResponse:
     """Answer with what `make` returns, which reads files; 404 where the run is not there."""
     try:
-        return _html(await asyncio.to_thread(make, *arguments))
+        return html(await asyncio.to_thread(make, *arguments))
     except UnknownCheckpoint as error:
-        return _html(_render("missing.html", reason=str(error)), 404)
+        return html(fill("missing.html", reason=str(error)), 404)
 
 
 def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str | None]) -> str:
     folders = catalogue.runs()
     entries = [folder.describe() for folder in folders[:MOST_RUNS]]
     if run is None and not folders:
-        return _render("page.html", run=None, runs=[])
+        return fill("page.html", run=None, runs=[])
     folder = folders[0] if run is None else catalogue.find_run(run)
     evaluations = _evaluations(folder)
     returns = {row.steps: row.mean for row in evaluations}
@@ -114,7 +88,7 @@ def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str 
         {**entry._asdict(), "environment_return": returns.get(entry.steps)}
         for entry in reversed(catalogue.checkpoints(folder.path.name))
     ]
-    return _render(
+    return fill(
         "page.html",
         run=folder.path.name,
         runs=entries,
@@ -129,7 +103,7 @@ def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str 
 
 def _live(folder: RunFolder) -> str:
     status = folder.describe()
-    return _render("live.html", status=status, age=_age(status.updated))
+    return fill("live.html", status=status, age=_age(status.updated))
 
 
 def _curves(folder: RunFolder, metrics: tuple[str | None, str | None]) -> str:
@@ -140,7 +114,7 @@ def _curves(folder: RunFolder, metrics: tuple[str | None, str | None]) -> str:
         drawn = Markup(draw_curve(name, found.get(name, [])))  # noqa: S704 - escaped where drawn
         charts.append((which, name, drawn))
     names = sorted(found.keys() | {name for _, name, _ in charts})
-    return _render("curves.html", charts=charts, metrics=names)
+    return fill("curves.html", charts=charts, metrics=names)
 
 
 def _evaluations(folder: RunFolder) -> list[EvaluationRow]:
@@ -170,17 +144,3 @@ def _age(updated: str | None) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
-
-
-def _render(template: str, **values: Any) -> str:
-    return _templates.get_template(template).render(**values)
-
-
-def _html(text: str, status: int = 200) -> HTMLResponse:
-    headers = {
-        "Content-Security-Policy": POLICY,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        "Cache-Control": "no-store",
-    }
-    return HTMLResponse(text, status, headers)

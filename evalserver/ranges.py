@@ -6,7 +6,7 @@ import re
 
 from fastapi import Request, Response
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
 def answer_with(
@@ -14,9 +14,15 @@ def answer_with(
 ) -> Response:
     """Answer with all of `data` (200), the part asked for (206), or why neither is sent (304, 416).
 
-    Several ranges in one request, or a range of another version, are answered with all of it.
+    Several ranges in one request, numbers longer than any file, or a range of another version are
+    answered with all of it.
     """
-    common = {**headers, "ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
+    common = {
+        **headers,
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+    }
     if etag in _listed(request.headers.get("if-none-match", "")):
         return Response(status_code=304, headers=common)
     match = _RANGE.fullmatch(request.headers.get("range", "").strip())

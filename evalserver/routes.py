@@ -18,6 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from apprentice.runs import Catalogue, CheckpointEntry, InvalidCheckpointId, UnknownCheckpoint
 from evalserver.cache import Media, MediaCache, make_media
 from evalserver.jobs import Answer, Busy, DeadlinePassed, Jobs, WorkerFailed
+from evalserver.problems import described, problem
 from evalserver.ranges import answer_with
 from evalserver.schemas import (
     MEDIA_TYPES,
@@ -25,7 +26,6 @@ from evalserver.schemas import (
     EpisodeQuery,
     EvaluateAnswer,
     EvaluateQuery,
-    Problem,
     RunAnswer,
 )
 from evalserver.telemetry import Telemetry
@@ -34,6 +34,14 @@ log = structlog.get_logger()
 
 router = APIRouter()
 DISCONNECT_SECONDS = 0.25
+WRONG = "A parameter is wrong."
+FAILURES = described(
+    {
+        500: "A worker failed; the next request has another one.",
+        503: "Too many requests (Retry-After says when to come back), or nothing here can draw.",
+        504: "It took too long.",
+    }
+)
 
 
 class ClientGone(Exception):
@@ -49,10 +57,12 @@ class ClientGone(Exception):
             "description": "The rollout, or its returns.",
         },
         206: {"description": "The part of the rollout that a Range header asked for."},
-        404: {"model": Problem, "description": "No such checkpoint."},
-        422: {"model": Problem, "description": "A parameter or the checkpoint is at fault."},
-        503: {"model": Problem, "description": "Too many requests, or nothing here can draw."},
-        504: {"model": Problem, "description": "It took too long."},
+        304: {"description": "The rollout is the one that If-None-Match names."},
+        416: {"description": "The rollout ends before the part that a Range header asked for."},
+        **described(
+            {404: "No such checkpoint.", 422: "A parameter or the checkpoint is at fault."}
+        ),
+        **FAILURES,
     },
 )
 async def evaluate(query: Annotated[EvaluateQuery, Query()], request: Request) -> Response:
@@ -104,9 +114,17 @@ async def _make(
 
 @router.get(
     "/episodes",
+    response_class=Response,
     responses={
-        200: {"content": {media_type: {} for media_type in MEDIA_TYPES.values()}},
-        404: {"model": Problem, "description": "No such run, or it kept no such episode."},
+        200: {
+            "content": {media_type: {} for media_type in MEDIA_TYPES.values()},
+            "description": "The episode.",
+        },
+        206: {"description": "The part of the episode that a Range header asked for."},
+        304: {"description": "The episode is the one that If-None-Match names."},
+        416: {"description": "The episode ends before the part that a Range header asked for."},
+        **described({404: "No such run, or it kept no such episode.", 422: WRONG}),
+        **FAILURES,
     },
 )
 async def episodes(query: Annotated[EpisodeQuery, Query()], request: Request) -> Response:
@@ -151,6 +169,8 @@ async def _work(asked: dict[str, Any], request: Request) -> Answer | Response:
         return Response(status_code=499)
     if answer.status != 200:
         return problem(answer.status, "The request cannot be served", answer.report["detail"])
+    telemetry: Telemetry = request.app.state.telemetry
+    telemetry.charge(answer.report["seconds"])
     return answer
 
 
@@ -186,7 +206,7 @@ async def runs(request: Request) -> list[RunAnswer]:
     return await asyncio.to_thread(_list_runs, catalogue)
 
 
-@router.get("/checkpoints")
+@router.get("/checkpoints", responses=described({422: WRONG}))
 async def checkpoints(
     request: Request, run: Annotated[str | None, Query(max_length=300)] = None
 ) -> list[CheckpointAnswer]:
@@ -226,23 +246,6 @@ async def readyz(request: Request) -> JSONResponse:
     return JSONResponse(body, status_code=200 if ready else 503)
 
 
-def problem(
-    status: int,
-    title: str,
-    detail: str,
-    incident: str | None = None,
-    headers: dict[str, str] | None = None,
-) -> JSONResponse:
-    """Return an error as application/problem+json."""
-    body = Problem(title=title, status=status, detail=detail, incident=incident)
-    return JSONResponse(
-        body.model_dump(exclude_none=True),
-        status_code=status,
-        headers=headers,
-        media_type="application/problem+json",
-    )
-
-
 async def _unless_gone(work: Awaitable[Answer], request: Request) -> Answer:
     """Await work, and give it up when the client closes the connection."""
     task = asyncio.ensure_future(work)
@@ -274,9 +277,9 @@ def _list_runs(catalogue: Catalogue) -> list[RunAnswer]:
     answers = []
     for folder in catalogue.runs():
         status = folder.describe().model_dump()
-        described = {name: status[name] for name in RunAnswer.model_fields if name in status}
-        described["checkpoints"] = len(catalogue.checkpoints(folder.path.name))
-        answers.append(RunAnswer.model_validate(described))
+        answer = {name: status[name] for name in RunAnswer.model_fields if name in status}
+        answer["checkpoints"] = len(catalogue.checkpoints(folder.path.name))
+        answers.append(RunAnswer.model_validate(answer))
     return answers
 
 

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -48,14 +54,26 @@ class Telemetry:
             buckets=SECONDS,
             registry=self._registry,
         )
+        labels = ["service", "span"]
+        self._spans = tuple(
+            Counter(f"apprentice_span_{name}", text, labels, registry=self._registry)
+            for name, text in (("seconds", "Wall time."), ("units", "Work done in it."))
+        )
         self.server = _ServerCollector(cache)
         self._registry.register(self.server)
         self._registry.register(_RunsCollector(catalogue))
+        ProcessCollector(registry=self._registry)
 
     def note(self, route: str, status: int, seconds: float) -> None:
         """Count one answer."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
+
+    def charge(self, seconds: Mapping[str, float]) -> None:
+        """Add a worker's time over one request, by what it was spent on."""
+        for name, value in seconds.items():
+            for counter, amount in zip(self._spans, (value, 1.0), strict=True):
+                counter.labels("evalserver", name.replace("_", " ")).inc(amount)
 
     def text(self) -> bytes:
         """Return everything in Prometheus' text format."""
@@ -121,6 +139,9 @@ class _RunsCollector(Collector):
             name: GaugeMetricFamily(f"apprentice_run_{name}", f"{name} of a run.", labels=labels)
             for name in RUN_NUMBERS
         }
+        evaluation = GaugeMetricFamily(
+            "apprentice_run_evaluation_return", "Newest evaluation of a run.", labels=labels
+        )
         actors = GaugeMetricFamily(
             "apprentice_run_actors", "Living actors of a run.", labels=labels
         )
@@ -133,7 +154,10 @@ class _RunsCollector(Collector):
                 number = getattr(status, name)
                 if number is not None:
                     gauge.add_metric(values, number)
+            if status.evaluation_returns:
+                evaluation.add_metric(values, status.evaluation_returns[-1])
             living = status.actors if status.state in ("waiting", "training", "paused") else ()
             actors.add_metric(values, len(living))
         yield from gauges.values()
+        yield evaluation
         yield actors

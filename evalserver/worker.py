@@ -201,7 +201,10 @@ class Worker:
         except ValueError as error:  # the camera
             raise Answerable(422, str(error)) from error
         except EncodingError as error:
-            raise Answerable(500, f"{error}; format=json needs no pictures") from error
+            others = ", ".join(other for other in ("mp4", "gif", "webp", "png") if other != kind)
+            raise Answerable(
+                500, f"{error}; try format={others}, or json, which needs no pictures"
+            ) from error
 
     @staticmethod
     def _sheet_fps(rollout: Rollout, environment: Environment) -> float:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -88,3 +91,25 @@ def test_frames_of_two_sizes_are_refused() -> None:
 def test_frames_that_are_not_bytes_are_refused() -> None:
     with pytest.raises(EncodingError, match="float64"):
         encode_mp4([np.zeros((16, 16, 3))], 25)
+
+
+def test_an_mp4_is_the_same_each_time_and_needs_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = make_frames(12)
+    expected = encode_mp4(frames, 25)
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")  # what a full or read-only disk comes to
+    assert encode_mp4(iter(frames), 25) == expected
+
+
+def test_what_goes_wrong_while_a_frame_is_drawn_ends_the_encoder() -> None:
+    def frames() -> Iterator[np.ndarray]:
+        yield from make_frames(3)
+        raise KeyError("the camera is gone")
+
+    with pytest.raises(KeyError, match="the camera is gone"):
+        encode_mp4(frames(), 25)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("encoder")]
+
+
+def test_a_frame_of_another_size_is_named() -> None:
+    with pytest.raises(EncodingError, match=r"of one size, found uint8 \(48, 80, 3\)"):
+        encode_mp4([*make_frames(3), *make_frames(1, width=80)], 25)

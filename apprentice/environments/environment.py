@@ -21,6 +21,9 @@ from apprentice.types import ArraySpec, Ending, EnvironmentSpec, Observation, Ti
 LONGEST_EPISODE = 1000
 """Control steps after which an episode of a task without a time limit of its own is cut."""
 
+MAX_RENDERERS = 2
+"""Sizes and qualities that are kept ready to be drawn: each costs some 40 MiB."""
+
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
@@ -226,11 +229,16 @@ class Environment:
         camera: int | str = 0,
         quality: Quality = "look",
     ) -> np.ndarray:
-        """Draw the present moment as uint8 [H, W, 3]; contexts are made once and kept."""
+        """Draw the present moment as uint8 [H, W, 3]; contexts are kept, those used last."""
+        index = camera_index(self._model, camera)
         key = (width, height, quality)
-        if key not in self._renderers:
-            self._renderers[key] = Renderer(self._model, width, height, quality)
-        return self._renderers[key].render(self._data, camera_index(self._model, camera))
+        renderer = self._renderers.pop(key, None)
+        if renderer is None:
+            while len(self._renderers) >= MAX_RENDERERS:
+                self._renderers.pop(next(iter(self._renderers))).close()
+            renderer = Renderer(self._model, width, height, quality)
+        self._renderers[key] = renderer  # used last comes last
+        return renderer.render(self._data, index)
 
     def close(self) -> None:
         """Free the graphics contexts, if any were made."""

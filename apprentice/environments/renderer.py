@@ -12,8 +12,6 @@ import numpy as np
 from apprentice.environments.gl import RenderingUnavailable, open_context, probe_rendering
 
 Quality = Literal["full", "look", "fast"]
-SMALLEST_BUFFER = 640
-"""Frames up to this size share one context."""
 
 
 class _QualitySettings(NamedTuple):
@@ -52,7 +50,7 @@ class Renderer:
             backend = probed.name
         self._model = model
         self._width, self._height = width, height
-        self._gl = open_context(backend, max(width, SMALLEST_BUFFER), max(height, SMALLEST_BUFFER))
+        self._gl = open_context(backend, width, height)
         with _drawing_settings(model, QUALITIES[quality], width, height):
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
@@ -152,7 +150,7 @@ def _drawing_settings(
         quality.offsamples = settings.multisampling
     if settings.slices is not None:
         quality.numslices = quality.numstacks = settings.slices
-    size.offwidth, size.offheight = max(width, SMALLEST_BUFFER), max(height, SMALLEST_BUFFER)
+    size.offwidth, size.offheight = width, height  # a larger buffer costs time with every frame
     try:
         yield
     finally:

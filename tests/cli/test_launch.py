@@ -101,7 +101,7 @@ def test_services_that_others_can_reach_share_a_token(tmp_path: Path) -> None:
         for service in services_of(launch, exit_when_done=True)
         if f"--token-file {tmp_path}/.token" in " ".join(service.command)
     }
-    assert with_token == {"learner", "actor-0"}
+    assert with_token == {"learner", "actor-0", "evalserver"}
 
 
 def test_port_in_use_is_refused_before_there_is_a_run_folder(tmp_path: Path) -> None:

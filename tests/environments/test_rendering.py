@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from apprentice.config import EnvironmentSettings
@@ -203,3 +204,19 @@ def test_a_blank_frame_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     environment.reset()
     with pytest.raises(RenderingUnavailable, match="every pixel at 0"):
         environment.render(32, 32)
+
+
+@needs_graphics
+def test_frames_of_many_sizes_do_not_fill_the_memory() -> None:
+    environment = make_environment("reacher-easy", 0, ("state",), EnvironmentSettings())
+    process = psutil.Process()
+    try:
+        sizes = [(64 + 4 * number, 64) for number in range(16)]
+        for width, height in sizes[:4]:
+            environment.render(width, height)
+        before = process.memory_info().rss
+        for width, height in sizes[4:]:
+            assert environment.render(width, height).shape == (height, width, 3)
+        assert process.memory_info().rss - before < 200 * 2**20  # kept, they were 400 MiB
+    finally:
+        environment.close()

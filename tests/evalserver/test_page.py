@@ -197,7 +197,14 @@ def test_long_files_are_thinned_but_for_evaluations(tmp_path: Path) -> None:
 
 
 def test_prometheus_reads_requests_cache_and_runs(tmp_path: Path) -> None:
-    folder = make_run(tmp_path, state="training", steps=50, max_steps=100, replay_ratio=0.5)
+    folder = make_run(
+        tmp_path,
+        state="training",
+        steps=50,
+        max_steps=100,
+        replay_ratio=0.5,
+        evaluation_returns=(3.0, 2.0),
+    )
     client = client_of(tmp_path)
     client.get("/runs")
     client.get("/nowhere/at/all")
@@ -214,6 +221,7 @@ def test_prometheus_reads_requests_cache_and_runs(tmp_path: Path) -> None:
     labels = (folder.path.name, "training", "reacher-easy")  # by the labels' names
     assert values["apprentice_run_steps", *labels] == 50
     assert values["apprentice_run_replay_ratio", *labels] == 0.5
+    assert values["apprentice_run_evaluation_return", *labels] == 2.0
     assert ("apprentice_run_best_return", *labels) not in values
     assert values[("apprentice_media_cache_bytes",)] == 0
     assert values[("apprentice_media_cache_hits_total",)] == 0

@@ -3,103 +3,33 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import av
 import numpy as np
 import psutil
 import pytest
-import torch
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
-from apprentice.checkpoint import write_checkpoint
-from apprentice.config import EnvironmentSettings, Experiment
-from apprentice.environments import environment_spec, probe_rendering
-from apprentice.evaluation import evaluate
-from apprentice.networks import UniformPolicy, build_policy
-from apprentice.ports import is_free
-from apprentice.runs import RunFolder
-from apprentice.trajectories import save_trajectory
-
-ROOT = Path(__file__).resolve().parents[2]
-needs_graphics = pytest.mark.skipif(probe_rendering().name == "none", reason="nothing draws here")
-
-
-class Reply(NamedTuple):
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
-class Server:
-    """A server over a folder of runs with one untrained checkpoint."""
-
-    def __init__(self, runs: Path, log: Path) -> None:
-        self.port = next(port for port in range(23100, 23999) if is_free("127.0.0.1", port))
-        self.log = log
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "evalserver", "--runs", str(runs), "--port", str(self.port)],
-            cwd=ROOT,
-            stderr=log.open("wb"),
-        )
-
-    def get(self, path: str, headers: dict[str, str] | None = None, **query: Any) -> Reply:
-        url = f"http://127.0.0.1:{self.port}{path}"
-        if query:
-            url += "?" + urllib.parse.urlencode(query)
-        try:
-            asked = urllib.request.Request(url, headers=headers or {})  # noqa: S310
-            with urllib.request.urlopen(asked, timeout=100) as reply:  # noqa: S310
-                return Reply(reply.status, dict(reply.headers), reply.read())
-        except urllib.error.HTTPError as error:
-            return Reply(error.code, dict(error.headers), error.read())
-
-    def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                if self.get("/readyz").status == 200:
-                    return
-            except OSError:
-                assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.1)
-        raise AssertionError(self.log.read_text())
-
-
-def make_run(root: Path, name: str, task: str, steps: int = 100) -> str:
-    experiment = Experiment(name=name, task=task)
-    folder = RunFolder.create(root, experiment)
-    spec = environment_spec(task, ("state",), experiment.environment)
-    torch.manual_seed(0)
-    write_checkpoint(
-        folder.checkpoints,
-        run=folder.path.name,
-        steps=steps,
-        updates=7,
-        policy_version=1,
-        experiment=experiment,
-        environment=spec,
-        tensors={"policy": build_policy(experiment, spec).state_dict()},
-        state={},
-    )
-    return folder.path.name
+from tests.evalserver.serving import (
+    ROOT,
+    Reply,
+    Server,
+    busy_worker,
+    keep_episode,
+    make_run,
+    needs_graphics,
+    workers_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +47,7 @@ def server(runs: Path, run: str, tmp_path_factory: pytest.TempPathFactory) -> It
     server = Server(runs, tmp_path_factory.mktemp("log") / "server.log")
     server.wait_until_ready()
     yield server
-    server.process.kill()
-    server.process.wait(10)
+    server.end()
 
 
 @needs_graphics
@@ -229,16 +158,7 @@ def test_too_many_frames_for_memory_are_refused_with_what_to_do(server: Server, 
 
 @needs_graphics
 def test_the_kept_episode_of_an_evaluation_is_drawn(server: Server, runs: Path, run: str) -> None:
-    spec = environment_spec("reacher-easy", ("state",), EnvironmentSettings())
-    policy = UniformPolicy(spec, seed=0)
-    episode = evaluate(policy, "reacher-easy", [3], max_steps=30, keep_trajectories=1).episodes[0]
-    assert episode.trajectory is not None
-    save_trajectory(
-        runs / run / "evaluations" / "step-000000000100.trajectory.safetensors",
-        episode.trajectory,
-        task="reacher-easy",
-        settings=EnvironmentSettings(),
-    )
+    episode = keep_episode(runs / run, 100)
     query = {"run": run, "steps": 100, "width": 64, "height": 64, "fps": 50}
     reply = server.get("/episodes", **query)
     assert reply.status == 200, reply.body
@@ -349,22 +269,6 @@ def test_a_corrupt_checkpoint_is_refused_with_the_reason(server: Server, runs: P
     assert str(runs) not in reply.body.decode()
 
 
-def workers_of(server: Server) -> list[psutil.Process]:
-    return psutil.Process(server.process.pid).children()
-
-
-def busy_worker(server: Server) -> psutil.Process:
-    """Wait for one of the workers to be at work."""
-    before = {worker: worker.cpu_times().user for worker in workers_of(server)}
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        time.sleep(0.01)
-        for worker, used in before.items():
-            if worker.cpu_times().user > used + 0.05:
-                return worker
-    raise AssertionError("no worker is at work")
-
-
 def test_a_crash_of_the_worker_costs_one_request(server: Server, run: str) -> None:
     with ThreadPoolExecutor(1) as pool:
         doomed = pool.submit(server.get, "/evaluate", checkpoint=run, format="json", episodes=16)
@@ -396,9 +300,50 @@ def test_work_for_a_client_that_has_gone_is_given_up(server: Server, run: str) -
         path = f"/evaluate?checkpoint={run}&format=json&episodes=16"
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         busy = busy_worker(server)
-    _, alive = psutil.wait_procs([busy], timeout=20)
+    _, alive = psutil.wait_procs([busy], timeout=2.0)
     assert alive == []  # nobody wants what it was making
     assert server.get("/evaluate", checkpoint=run, format="json", max_steps=2).status == 200
+
+
+def test_prometheus_reads_where_the_workers_time_went(server: Server, run: str) -> None:
+    def charged() -> dict[str, float]:
+        text = server.get("/metrics").body.decode()
+        return {
+            sample.labels["span"]: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "apprentice_span_seconds_total"
+        }
+
+    asked = {"checkpoint": run, "format": "json", "max_steps": 7, "seed": 77}
+    before = charged()
+    assert server.get("/evaluate", **asked).status == 200
+    after = charged()
+    assert after.keys() == {"loading", "evaluation", "rendering and encoding"}
+    assert after["evaluation"] > before.get("evaluation", 0.0)
+    assert server.get("/evaluate", **asked).status == 200  # from the cache
+    assert charged() == after
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "X-Long: " + "x" * 30_000,
+        "X-Long: " + "x" * 1_000_000,
+        "Range: bytes=" + ",".join(f"{n}-{n}" for n in range(10_000)),
+        "\r\n".join(f"X-{n}: y" for n in range(10_000)),
+    ],
+)
+def test_a_head_that_is_too_large_is_refused(server: Server, header: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        try:
+            connection.sendall(
+                f"GET /livez HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n".encode()
+            )
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 400")
+        except (ConnectionResetError, BrokenPipeError):
+            pass  # The server does not wait for the rest.
+    assert server.get("/livez", headers={"Range": "bytes=" + "0-0," * 2_000}).status == 200
 
 
 def test_health_and_documentation(server: Server) -> None:

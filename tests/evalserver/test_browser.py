@@ -1,0 +1,197 @@
+"""The page in a real browser: a checkpoint is clicked, and its video plays."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+
+from apprentice.run_status import RunStatus
+from apprentice.runs import RunFolder
+from apprentice.tokens import ensure_token
+from tests.evalserver.serving import Server, keep_episode, make_run, needs_graphics
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1280,1700",
+)
+SECONDS = 30.0
+INSIDE = ("about", "blob", "chrome", "data")
+"""Addresses of what a browser holds itself."""
+
+pytestmark = [
+    needs_graphics,
+    pytest.mark.skipif(
+        BROWSER is None or DRIVER is None,
+        reason="no Chromium here; to have it: apt-get install -y chromium chromium-driver",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    folder = RunFolder(runs / make_run(runs, "reach", "reacher-easy"))
+    keep_episode(folder.path, 100)
+    rows = [
+        {"time": 1.0, "steps": 20 * n, "metrics": {"evaluation/return_mean": 1.5 * n}}
+        for n in range(1, 6)
+    ]
+    folder.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status = RunStatus(
+        run=folder.path.name,
+        experiment="reach",
+        task="reacher-easy",
+        state="training",
+        steps=100,
+        max_steps=1000,
+    )
+    folder.write_status(status)
+    return runs
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chrome]:
+    options = ChromeOptions()
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    assert BROWSER is not None
+    assert DRIVER is not None
+    options.binary_location = BROWSER
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = Chrome(options=options, service=ChromeService(DRIVER))
+    browser.set_page_load_timeout(SECONDS)
+    browser.set_script_timeout(SECONDS)
+    browser.get("about:blank")
+    requested(browser)  # by the tab that a browser opens with
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def serve(runs: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(*flags: str) -> Server:
+        servers.append(Server(runs, tmp_path / "server.log", flags=flags))
+        servers[-1].wait_until_ready()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.end()
+
+
+def wait_for(what: Callable[[], Any]) -> Any:
+    """Return what comes true in time."""
+    deadline = time.monotonic() + SECONDS
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.1)
+    return found
+
+
+def video_of(browser: Chrome) -> dict[str, Any]:
+    script = """
+        const video = document.getElementById("video");
+        return {seconds: video.currentTime, width: video.videoWidth, source: video.currentSrc,
+            error: video.error && video.error.message, said: document.getElementById("said").textContent};
+    """
+    return dict(browser.execute_script(script))
+
+
+def wait_until_it_plays(browser: Chrome, source: str) -> None:
+    """Wait until the video from an address is seen to move on."""
+
+    def plays_from() -> float | None:
+        video = video_of(browser)
+        assert video["error"] is None, video
+        moving = source in video["source"] and video["width"] > 0
+        return float(video["seconds"]) if moving else None
+
+    start = wait_for(lambda: (found := plays_from()) is not None and (found,))[0]
+    wait_for(lambda: plays_from() not in (None, start))
+
+
+def requested(browser: Chrome) -> list[str]:
+    """Return what the browser asked for since the last call, wherever it is."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    ]
+
+
+def assert_nothing_came_from_elsewhere(browser: Chrome, server: Server) -> None:
+    addresses = [urlsplit(address) for address in requested(browser)]
+    assert len(addresses) > 3
+    elsewhere = [
+        address.geturl()
+        for address in addresses
+        if address.scheme not in INSIDE and address.netloc != f"127.0.0.1:{server.port}"
+    ]
+    assert elsewhere == []
+
+
+def complaints(browser: Chrome) -> list[str]:
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_a_checkpoint_and_a_kept_episode_are_clicked_and_play(
+    browser: Chrome, serve: Callable[..., Server]
+) -> None:
+    server = serve()
+    browser.get(f"http://127.0.0.1:{server.port}/")
+    assert browser.find_element(By.CSS_SELECTOR, ".state.training").text == "training"
+    assert len(browser.find_elements(By.CSS_SELECTOR, "svg.curve .dot")) == 5
+    browser.find_element(By.CSS_SELECTOR, "a.play").click()
+    wait_until_it_plays(browser, "/evaluate?checkpoint=")
+    assert video_of(browser)["said"].startswith("return ")
+    browser.find_element(By.CSS_SELECTOR, "a.watch").click()
+    wait_until_it_plays(browser, "/episodes?run=")
+    seed = browser.find_element(By.CSS_SELECTOR, "#player input[name=seed]")
+    seed.clear()
+    seed.send_keys("7")
+    browser.find_element(By.CSS_SELECTOR, "#player button").click()
+    wait_until_it_plays(browser, "seed=7")
+    browser.find_element(By.LINK_TEXT, "HTTP interface").click()
+    wait_for(lambda: "/evaluate" in browser.find_element(By.TAG_NAME, "main").text)
+    assert complaints(browser) == []
+    assert_nothing_came_from_elsewhere(browser, server)
+
+
+def test_where_a_token_is_asked_for_the_browser_signs_in_and_plays(
+    browser: Chrome, serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    token_file = tmp_path / ".token"
+    token = ensure_token(token_file)
+    server = serve("--token-file", str(token_file))
+    browser.get(f"http://127.0.0.1:{server.port}/")
+    browser.find_element(By.NAME, "token").send_keys("a wrong one\n")
+    wait_for(lambda: "not the token" in browser.find_element(By.TAG_NAME, "main").text)
+    complaints(browser)  # that the page came with 401 is among them
+    browser.find_element(By.NAME, "token").send_keys(token + "\n")
+    wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "a.play"))
+    assert token not in browser.execute_script("return document.cookie + location.href")
+    browser.find_element(By.CSS_SELECTOR, "a.watch").click()
+    wait_until_it_plays(browser, "/episodes?run=")
+    assert complaints(browser) == []
+    assert_nothing_came_from_elsewhere(browser, server)
