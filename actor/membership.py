@@ -36,6 +36,7 @@ HEARTBEAT_SECONDS = 2.0
 MAX_EPISODES = 1000
 LONGEST_PAUSE = 5.0
 CLOSE_SECONDS = 1.0
+UNHEALTHY_SILENCE_SECONDS = 30.0
 BUILT_FROM = ("task", "environment", "reads", "network", "replay", "actor")
 """Parts of the experiment that an actor is built from; with others it must be built anew."""
 
@@ -162,6 +163,14 @@ class Heartbeats:
     def alive(self) -> bool:
         """Whether the lease is still looked after."""
         return self._thread.is_alive()
+
+    def problem(self) -> str | None:
+        """Say why this actor is not well; from any thread."""
+        if self.mismatch is not None:
+            return self.mismatch
+        if self.age_seconds > UNHEALTHY_SILENCE_SECONDS:
+            return f"the learner has not answered for {self.age_seconds:.0f} s"
+        return None
 
     def close(self) -> None:
         """Tell what was not told yet, end the thread, and close the client."""

@@ -57,12 +57,14 @@ def start(
             log.info("joined", run=membership.run, slot=membership.slot)
             profile.lap("joining")
             progress = Progress()
-            if metrics is not None:
-                exporter = Exporter("actor", metrics, progress.metrics, profile.snapshot)
-                stack.callback(exporter.close)
             heartbeats = Heartbeats(client, membership, incarnation, progress, profile.snapshot)
             stack.callback(heartbeats.close)
             serving = _Serving(membership, incarnation, replay, client, heartbeats)
+            if metrics is not None:
+                exporter = Exporter(
+                    "actor", metrics, progress.metrics, profile.snapshot, serving.problem
+                )
+                stack.callback(exporter.close)
             reason = serving.act(progress, profile, reason_to_stop)
             log.info("the actor leaves", reason=reason, steps=progress.steps)
             return 0
@@ -93,6 +95,11 @@ class _Serving:
         self._replay = replay
         self._client = client
         self._heartbeats = heartbeats
+        self._problems = [heartbeats.problem]
+
+    def problem(self) -> str | None:
+        """Say why this actor is not well; from any thread."""
+        return next(filter(None, (find() for find in self._problems)), None)
 
     def act(
         self, progress: Progress, profile: Profile, reason_to_stop: Callable[[], str | None]
@@ -124,6 +131,7 @@ class _Serving:
             watchdog = Watchdog("actor", settings.stall_seconds)
             watchdog.start()
             stack.callback(watchdog.stop)
+            self._problems += [watchdog.problem, writer.problem]
             origin = Origin(task=0, actor=slot, incarnation=self._incarnation)
             length = experiment.replay.segment_length
             actor = Actor(

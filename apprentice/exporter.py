@@ -1,19 +1,31 @@
-"""A service's numbers for Prometheus, on a port of their own."""
+"""A service's numbers for Prometheus, and whether it is well, on a port of their own."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from apprentice.ports import split_address
 from apprentice.profiling import Span
 
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+_REQUEST_SECONDS = 10.0
+
 ReadMetrics = Callable[[], Mapping[str, float]]
 ReadSpans = Callable[[], Mapping[str, Span]]
+FindProblem = Callable[[], str | None]
+"""Says in a sentence why the service is not well; None where it is."""
 
 
 class MetricsPortError(Exception):
@@ -21,29 +33,87 @@ class MetricsPortError(Exception):
 
 
 class Exporter:
-    """Serves `GET /metrics` from a thread of its own, reading the numbers when it is asked.
+    """Serves `GET /metrics` and `GET /healthz` from threads of its own, reading the numbers when asked.
 
     A metric `learner/updates_per_second` is exported as the gauge `apprentice_learner_updates_per_second`;
     spans as the counters `apprentice_span_seconds_total` and `apprentice_span_units_total`, by `service`
-    and `span`. What is not a finite or infinite number, or is a span among the metrics, is left out.
+    and `span`. Spans among the metrics are left out. Beside them stand the process's own numbers, memory
+    and open files among them, under the names that Prometheus gives them. `/healthz` answers 200, or 503
+    with the problem.
     """
 
-    def __init__(self, service: str, address: str, metrics: ReadMetrics, spans: ReadSpans) -> None:
+    def __init__(
+        self,
+        service: str,
+        address: str,
+        metrics: ReadMetrics,
+        spans: ReadSpans,
+        problem: FindProblem,
+    ) -> None:
         """Listen on `address` (HOST:PORT); raise MetricsPortError where that is not possible."""
         registry = CollectorRegistry()
         registry.register(_ServiceCollector(service, metrics, spans))
+        ProcessCollector(registry=registry)
         try:
             host, port = split_address(address)
-            self._server, self._thread = start_http_server(port, host, registry)
+            self._server = make_server(
+                host, port, _Pages(registry, problem), _server_class(host), _QuietHandler
+            )
         except (OSError, ValueError) as error:
             raise MetricsPortError(f"--metrics {address}: {error}") from error
         self.port = int(self._server.server_port)
+        self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(2.0)
+
+    def _serve(self) -> None:
+        self._server.serve_forever(poll_interval=0.2)
+
+
+class _Pages:
+    def __init__(self, registry: CollectorRegistry, problem: FindProblem) -> None:
+        self._metrics = make_wsgi_app(registry)
+        self._problem = problem
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request."""
+        path = environ.get("PATH_INFO")
+        if path == "/metrics":
+            pages: Iterable[bytes] = self._metrics(environ, start_response)
+            return pages
+        if path != "/healthz":
+            status, text = "404 Not Found", "there are /metrics and /healthz"
+        elif problem := self._problem():
+            status, text = "503 Service Unavailable", problem
+        else:
+            status, text = "200 OK", "ok"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{text}\n".encode()]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    block_on_close = False
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+def _server_class(host: str) -> type[_Server]:
+    return _Server6 if ":" in host else _Server
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = _REQUEST_SECONDS
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Write nothing: a scrape every few seconds is no news."""
 
 
 class _ServiceCollector(Collector):

@@ -42,7 +42,7 @@ def main() -> int:
     from learner.starting import Addresses, start
 
     addresses = Addresses(flags.replay, flags.host, flags.port, flags.metrics, flags.token_file)
-    return start(flags.experiment, flags.run_directory, addresses, stop.asked)
+    return start(flags.experiment, flags.run_directory.resolve(), addresses, stop.asked)
 
 
 if __name__ == "__main__":

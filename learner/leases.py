@@ -13,6 +13,9 @@ from apprentice.profiling import Span
 
 log = structlog.get_logger()
 
+MAX_ACTORS = 512
+"""Living at once: each holds a connection and a thread for its stream of policies."""
+
 
 class SlotHeld(Exception):
     """A living incarnation holds the slot."""
@@ -66,6 +69,8 @@ class Leases:
             if slot is None:
                 slot = next(n for n in range(len(self._actors) + 1) if n not in self._actors)
             holder = self._actors.get(slot)
+            if holder is None and len(self._actors) >= MAX_ACTORS:
+                raise SlotHeld(f"{MAX_ACTORS} actors have joined, which is as many as may")
             if holder is not None and holder.incarnation != incarnation:
                 left = self.lease_seconds - (self._clock() - holder.renewed)
                 raise SlotHeld(

@@ -126,6 +126,13 @@ class Runner:
         self._message = reason
         self._report("failed")
 
+    def problem(self) -> str | None:
+        """Say why the learner is not well; from any thread."""
+        stalled = self._watchdog.problem()
+        if stalled is None and self._saver.failures_in_a_row >= UNHEALTHY_FAILURES:
+            return self._message or "checkpoints cannot be saved"
+        return stalled or self._reader.problem()
+
     def run(self) -> RunState:
         """Run until the budget, the target return or a stop; return the final state."""
         self._watchdog.start()
@@ -398,6 +405,7 @@ class Runner:
             updates_per_second=values.get("learner/updates_per_second"),
             policy_lag_steps=values.get("learner/policy_lag_steps"),
             actors=self._service.actors_summary(),
+            learner=self._service.address,
             message=self._message,
         )
         self._folder.write_status(status)
@@ -428,7 +436,9 @@ class Runner:
             self._final_evaluation(result.path)
         self._write_metrics()
         self._report(state)
-        self._service.finish()
+        # A learner that only its host stops comes back, and finds its actors waiting.
+        if state == "finished" or self._stop_asked:
+            self._service.finish()
         return state
 
     def _final_evaluation(self, checkpoint: Path) -> None:

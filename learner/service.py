@@ -23,6 +23,8 @@ from apprentice.ports import describe_holder, is_free
 from apprentice.profiling import Span
 from apprentice.rpc.messages import (
     LARGEST_MESSAGE_BYTES,
+    LARGEST_REQUEST_BYTES,
+    OLDEST_PROTOCOL_VERSION,
     PROTOCOL_VERSION,
     EncodedPolicy,
     EpisodeReport,
@@ -42,6 +44,8 @@ MAX_CALLS = 600
 """Calls served at once; every actor holds one for its stream."""
 MAX_EPISODES = 10_000
 MAX_EPISODES_A_HEARTBEAT = 1000
+MAX_SPANS = 64
+LONGEST_NAME = 255
 
 _COMMANDS = {
     pb.ControlRequest.ACTION_PAUSE: "pause",
@@ -69,7 +73,8 @@ class LearnerService:
         token: str | None = None,
     ) -> None:
         """Prepare to serve; with a `token`, only to those who know it."""
-        self._address, self._host, self._port = f"{host}:{port}", host, port
+        self.address, self._host, self._port = f"{host}:{port}", host, port
+        """HOST:PORT, with the real port once it listens."""
         self._leases = Leases(lease_seconds)
         self._handler = _Handler(experiment, specs, run, self._leases)
         self._health = health.HealthServicer()
@@ -78,10 +83,11 @@ class LearnerService:
             options=[
                 # Without this a second learner would share the port silently.
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", LARGEST_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", LARGEST_REQUEST_BYTES),
                 ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES),
                 ("grpc.keepalive_time_ms", 10_000),
                 ("grpc.keepalive_timeout_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ],
             maximum_concurrent_rpcs=MAX_CALLS,
@@ -100,14 +106,15 @@ class LearnerService:
                 f"{describe_holder(self._port)}; end that process or choose another port"
             )
         try:
-            port = self._server.add_insecure_port(self._address)
+            port = self._server.add_insecure_port(self.address)
         except RuntimeError as error:
-            raise ServicePortError(f"cannot listen on {self._address}: {error}") from error
+            raise ServicePortError(f"cannot listen on {self.address}: {error}") from error
         if port == 0:
-            raise ServicePortError(f"cannot listen on {self._address}")
+            raise ServicePortError(f"cannot listen on {self.address}")
         self._server.start()
         self.set_healthy(True)
-        log.info("the learner listens", address=f"{self._host}:{port}")
+        self.address = f"{self._host}:{port}"
+        log.info("the learner listens", address=self.address)
         return port
 
     def set_healthy(self, healthy: bool) -> None:
@@ -131,6 +138,11 @@ class LearnerService:
     def finish(self) -> None:
         """Let every heartbeat from now on tell its actor to leave."""
         self._handler.finished.set()
+
+    @property
+    def finishing(self) -> bool:
+        """Whether actors are told to leave."""
+        return self._handler.finished.is_set()
 
     def actors(self) -> tuple[ActorState, ...]:
         """Return the living actors."""
@@ -215,12 +227,13 @@ class _Handler(pb_grpc.LearnerServicer):
         return self._policy.header.policy_version if self._policy else 0
 
     def Join(self, request: pb.JoinRequest, context: grpc.ServicerContext) -> pb.JoinReply:
-        if request.protocol_version != PROTOCOL_VERSION:
+        if not OLDEST_PROTOCOL_VERSION <= request.protocol_version <= PROTOCOL_VERSION:
             _refuse(
                 context,
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"protocol: this learner speaks version {PROTOCOL_VERSION}, the actor "
-                f"{request.protocol_version}; install the same release on both sides",
+                f"protocol: this learner speaks versions {OLDEST_PROTOCOL_VERSION} to "
+                f"{PROTOCOL_VERSION}, the actor {request.protocol_version}; install the same release "
+                "on both sides",
             )
         if not request.incarnation:
             _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "expected an incarnation, found 0")
@@ -236,7 +249,8 @@ class _Handler(pb_grpc.LearnerServicer):
             )
         slot = request.slot if request.HasField("slot") else None
         try:
-            actor = self._leases.take(request.incarnation, request.host, request.pid, slot)
+            host = request.host[:LONGEST_NAME]
+            actor = self._leases.take(request.incarnation, host, request.pid, slot)
         except SlotHeld as error:
             _refuse(context, grpc.StatusCode.ALREADY_EXISTS, str(error))
         return pb.JoinReply(
@@ -256,10 +270,13 @@ class _Handler(pb_grpc.LearnerServicer):
         except UnknownLease as error:
             _refuse(context, grpc.StatusCode.NOT_FOUND, str(error))
         actor.steps = request.steps
-        actor.steps_per_second = request.steps_per_second
+        actor.steps_per_second = _finite(request.steps_per_second)
         actor.policy_version = request.policy_version
         actor.faults = request.faults
-        actor.spans = {span.name: Span(span.seconds, span.units) for span in request.spans}
+        actor.spans = {
+            span.name[:LONGEST_NAME]: Span(_finite(span.seconds), span.units)
+            for span in request.spans[:MAX_SPANS]
+        }
         for episode in request.episodes[:MAX_EPISODES_A_HEARTBEAT]:
             if math.isfinite(episode.environment_return):
                 self._episodes.append(
@@ -311,6 +328,10 @@ class _Handler(pb_grpc.LearnerServicer):
             )
         self._commands.put(command)
         return pb.ControlReply()
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
 
 
 def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from apprentice import exit_codes
+from apprentice.config import Experiment
 from apprentice.environments import environment_spec
 from apprentice.experiments import ExperimentError, load_resolved
 from apprentice.exporter import Exporter, MetricsPortError
@@ -21,7 +22,7 @@ from apprentice.ports import is_loopback
 from apprentice.profiling import Profile
 from apprentice.runs import RunFolder, RunLocked
 from apprentice.tokens import TokenError, ensure_token
-from apprentice.types import Transition
+from apprentice.types import EnvironmentSpec, Transition
 from learner.devices import NoSuchDevice, select_device
 from learner.learning import Learning
 from learner.resuming import CannotResume, resume
@@ -32,6 +33,7 @@ from replay.reader import FeedReader
 log = structlog.get_logger()
 
 DEPARTURE_SECONDS = 15.0
+DISMISSAL_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,10 @@ def _run(
     experiment = load_resolved(experiment_file)
     device = select_device(experiment.learner)
     spec = environment_spec(experiment.task, experiment.observation_keys, experiment.environment)
+    status = folder.read_status()
+    if status is not None and status.state == "finished":
+        log.info("the run has finished already", run=folder.path.name, steps=status.steps)
+        return _dismiss_actors(experiment, spec, addresses, token, should_stop)
     profile = Profile()
     learning = Learning(experiment, [spec], device, profile)
     resumed = resume(folder.checkpoints, learning, experiment, spec)
@@ -118,17 +124,19 @@ def _run(
             experiment, spec, folder, learning, reader, service, metrics, profile, should_stop
         )
         if addresses.metrics is not None:
-            exporter = Exporter("learner", addresses.metrics, runner.metrics, profile.snapshot)
+            exporter = Exporter(
+                "learner", addresses.metrics, runner.metrics, profile.snapshot, runner.problem
+            )
         profile.lap("starting")
         if resumed is not None:
             runner.restore(resumed)
         try:
-            state = runner.run()
+            runner.run()
         except Diverged as error:
             _write_diagnostics(folder.path, learning, str(error))
             runner.failed(str(error))
             raise
-        if state == "finished":
+        if service.finishing:
             _await_departures(service)
         return 0
     finally:
@@ -137,6 +145,26 @@ def _run(
         reader.close()
         metrics.close()
         service.stop(grace=1.0)
+
+
+def _dismiss_actors(
+    experiment: Experiment,
+    spec: EnvironmentSpec,
+    addresses: Addresses,
+    token: str | None,
+    should_stop: Callable[[], bool],
+) -> int:
+    """Serve for long enough that actors which were started together with this learner join and are let go."""
+    service = LearnerService(experiment, [spec], addresses.host, addresses.port, token=token)
+    service.start()
+    try:
+        service.finish()
+        deadline = time.monotonic() + DISMISSAL_SECONDS
+        while time.monotonic() < deadline and not should_stop():
+            time.sleep(0.1)
+    finally:
+        service.stop(grace=1.0)
+    return 0
 
 
 def _await_departures(service: LearnerService) -> None:

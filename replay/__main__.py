@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +23,9 @@ class Flags:
     """Port to listen on, on all interfaces: Reverb cannot be bound to one."""
     checkpoints: Path
     """Folder for this run's checkpoints, `status.json` and Reverb's messages."""
-    run: str | None = None
-    """Use the folder of this name under `checkpoints`."""
+    run_directory: Path | None = None
+    """The run's folder: checkpoints go into a folder of its name, and when it says that the run has
+    finished the server leaves."""
     profile: Path | None = None
     """Write here, as JSON, where the time of this process goes."""
     metrics: str | None = None
@@ -40,7 +43,8 @@ def main() -> int:
     flags = tyro.cli(Flags, prog="python -m replay")
     stop = StopSignal().install()
     os.environ.setdefault("MUJOCO_GL", "disabled")
-    folder = flags.checkpoints / flags.run if flags.run else flags.checkpoints
+    run = None if flags.run_directory is None else flags.run_directory.resolve()
+    folder = flags.checkpoints if run is None else flags.checkpoints / run.name
     folder.mkdir(parents=True, exist_ok=True)
     _divert_native_messages(folder / "reverb.log")
     configure_logging("replay")
@@ -65,13 +69,33 @@ def main() -> int:
             from apprentice.exporter import Exporter, MetricsPortError
 
             try:
-                exporter = Exporter("replay", flags.metrics, server.metrics, server.spans)
+                exporter = Exporter(
+                    "replay", flags.metrics, server.metrics, server.spans, server.problem
+                )
             except MetricsPortError as error:
                 log.error("the replay server cannot start", reason=str(error))
                 server.close()
                 return exit_codes.CONFIGURATION
             stack.callback(exporter.close)
-        return 0 if server.serve(stop.asked) else exit_codes.TRY_AGAIN
+        over = _finished(run)
+        return 0 if server.serve(lambda: stop.asked() or over()) else exit_codes.TRY_AGAIN
+
+
+def _finished(run: Path | None) -> Callable[[], bool]:
+    """Return what says whether the run has finished, as far as is known; it looks once a second."""
+    from apprentice.runs import RunFolder
+
+    folder, next_look = None if run is None else RunFolder(run), 0.0
+
+    def over() -> bool:
+        nonlocal next_look
+        if folder is None or time.monotonic() < next_look:
+            return False
+        next_look = time.monotonic() + 1.0
+        status = folder.read_status()
+        return status is not None and status.state == "finished"
+
+    return over
 
 
 def _divert_native_messages(path: Path) -> None:

@@ -28,6 +28,7 @@ UNLIMITED = 2**40
 _PROBE_SECONDS = 0.5
 _CALL_SECONDS = 2
 _NUDGE_PERIOD_SECONDS = 2.0
+UNHEALTHY_SILENCE_SECONDS = 30.0
 
 
 def load_reverb() -> Any:
@@ -74,6 +75,7 @@ class Connection:
         self._sizes = table_sizes(specs, settings)
         self._lock = threading.Lock()
         self._down = False
+        self._down_since = 0.0
         self._next_nudge = 0.0
         self.reconnects = 0
         """How often the server came back after it had been gone."""
@@ -123,6 +125,24 @@ class Connection:
             f"{self._sizes[FEED]} segments and nobody takes them; is the learner running?"
         )
 
+    def heard(self) -> None:
+        """Note that the server has answered somebody."""
+        if not self._down:  # The usual case, once a segment, without the lock.
+            return
+        with self._lock:
+            if self._down:
+                self.reconnects += 1
+                log.info("the replay server is there", address=self.address)
+            self._down = False
+
+    def problem(self) -> str | None:
+        """Say for how long the server has not answered, where that is too long; from any thread."""
+        with self._lock:
+            seconds = time.monotonic() - self._down_since if self._down else 0.0
+        if seconds < UNHEALTHY_SILENCE_SECONDS:
+            return None
+        return f"the replay server at {self.address} has not answered for {seconds:.0f} s"
+
     def _call(self, timeout_seconds: float) -> tuple[Any, dict[str, int]]:
         """Ask a fresh client for the tables; return it with their sizes."""
         if not _listens(self._host, self._port, min(timeout_seconds, _PROBE_SECONDS)):
@@ -135,7 +155,7 @@ class Connection:
                 f"the replay server at {self.address} does not answer: {error}"
             ) from error
         self._check(infos)
-        self._note_up()
+        self.heard()
         return client._client, {name: int(info.current_size) for name, info in infos.items()}
 
     def _check(self, infos: dict[str, Any]) -> None:
@@ -158,15 +178,9 @@ class Connection:
     def _note_down(self) -> None:
         with self._lock:
             if not self._down:
+                self._down_since = time.monotonic()
                 log.warning("the replay server is gone", address=self.address)
             self._down = True
-
-    def _note_up(self) -> None:
-        with self._lock:
-            if self._down:
-                self.reconnects += 1
-                log.info("the replay server is there", address=self.address)
-            self._down = False
 
 
 def _listens(host: str, port: int, timeout_seconds: float) -> bool:

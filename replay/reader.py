@@ -103,6 +103,10 @@ class FeedReader:
             "reader/reconnects": float(self._connection.reconnects),
         }
 
+    def problem(self) -> str | None:
+        """Say why no segment can come, where that has been so for long; from any thread."""
+        return self._connection.problem()
+
     def close(self) -> None:
         """End the reader's thread; what it had prefetched stays in the task tables only."""
         if self._feed is not None:

@@ -102,6 +102,7 @@ class SamplerThread:
             sample = sampler.GetNextTrajectory()
             self._waiting = False
             self._last = time.monotonic()
+            self._connection.heard()
             if distinct is not None:
                 key = int(sample[0])
                 if key in distinct:

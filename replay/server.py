@@ -145,6 +145,14 @@ class ReplayServer:
             "replay/degraded": float(self._state() == "degraded"),
         }
 
+    def problem(self) -> str | None:
+        """Say why the server is not well; from any thread."""
+        try:
+            self._connection.sizes()
+        except ReplayUnavailable as error:
+            return str(error)
+        return self._last_failure
+
     def spans(self) -> dict[str, Span]:
         """Return where this process's time went; from any thread."""
         return self._profile.snapshot()

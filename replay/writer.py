@@ -48,6 +48,7 @@ class SegmentWriter:
         self._unconfirmed: deque[tuple[int, np.ndarray]] = deque(maxlen=self.max_pending_segments)
         self._writer: Any = None
         self._finalizer: Any = None
+        self._held_up = False
         self._segments = self._transitions = self._rejected = self._sent_again = 0
 
     def append(self, segment: Segment, timeout_seconds: float | None = None) -> None:
@@ -100,6 +101,10 @@ class SegmentWriter:
             "writer/reconnects": float(self._connection.reconnects),
         }
 
+    def problem(self) -> str | None:
+        """Say why segments cannot be handed over, where that has been so for long; from any thread."""
+        return self._connection.problem()
+
     def _deadline(self, timeout_seconds: float | None) -> float:
         seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         return time.monotonic() + seconds
@@ -117,11 +122,16 @@ class SegmentWriter:
                 # Reverb takes 0 for no limit at all.
                 milliseconds = max(1, int(1000 * min(remaining, _SLICE_SECONDS)))
                 self._writer.Flush(num_segments, milliseconds)
+                if self._held_up:  # Something was confirmed, at last.
+                    self._held_up = False
+                    self._connection.heard()
                 if num_segments == 0:
                     self._unconfirmed.clear()
                 return
             except RuntimeError as error:
-                if "Timeout exceeded" not in str(error):
+                if "Timeout exceeded" in str(error):
+                    self._held_up = True
+                else:
                     self._abandon(error)
             if time.monotonic() >= deadline:
                 raise ReplayUnavailable(

@@ -53,9 +53,15 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    # A learner that comes back must not be waited for by a back-off of minutes.
+    # Calls that come and go do not keep the timeout above alive; a connection that answers no ping is
+    # given up after a minute by default.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    # A learner that comes back must not be waited for by a back-off of minutes, nor be looked for at
+    # the address that its name had before: names are looked up anew at most once in 30 s by default.
     ("grpc.initial_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
 )
 
 

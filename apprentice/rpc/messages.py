@@ -13,9 +13,13 @@ from apprentice.profiling import Span
 from apprentice.rpc.v1 import learner_pb2 as pb
 
 PROTOCOL_VERSION = 1
+OLDEST_PROTOCOL_VERSION = 1
+"""A learner serves actors that speak any version from this one on to its own; one release back at least."""
 CHUNK_BYTES = 1 << 20
 LARGEST_POLICY_BYTES = 1 << 30
 LARGEST_MESSAGE_BYTES = 16 << 20
+LARGEST_REQUEST_BYTES = 1 << 20
+"""A heartbeat with all its episodes and spans is some 50 KB."""
 
 _DTYPES = {
     "float32": torch.float32,

@@ -50,6 +50,9 @@ class FakeReader:
     def metrics(self) -> dict[str, float]:
         return {}
 
+    def problem(self) -> str | None:
+        return None
+
 
 @dataclass
 class FakeService:
@@ -60,6 +63,8 @@ class FakeService:
     healthy: list[bool] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
     finished: bool = False
+
+    address = "127.0.0.1:1"
 
     def commands(self) -> list[str]:
         orders, self.orders = self.orders, []

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from actor.membership import join
 from apprentice import exit_codes
 from apprentice.checkpoint import write_checkpoint
 from apprentice.config import Experiment
 from apprentice.environments import environment_spec
 from apprentice.experiments import save_experiment
-from apprentice.runs import RunFolder
+from apprentice.rpc import ActorReport, LearnerClient
+from apprentice.runs import RunFolder, RunStatus
 from learner.learning import Learning
 from learner.resuming import checkpoint_state
 from learner.starting import Addresses, _write_diagnostics, start
+from replay.locks import free_port
 from tests.learner.test_learning import SPEC, drive, make_experiment
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - it is to be refused
@@ -159,3 +164,33 @@ def test_a_divergence_leaves_settings_counters_and_the_last_batch(tmp_path: Path
     batch = load_file(tmp_path / "divergence.safetensors")
     assert batch["observation.state"].shape == (32, 5)
     assert batch["environment_reward"].shape == (32,)
+
+
+def test_a_run_that_has_finished_lets_actors_go_and_learns_no_more(tmp_path: Path) -> None:
+    experiment, port = make(), free_port()
+    RunFolder(tmp_path).write_status(
+        RunStatus(
+            run=tmp_path.name, experiment="test", task="reacher-easy", state="finished", max_steps=9
+        )
+    )
+    save_experiment(experiment, tmp_path / "experiment.yaml")
+    told = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        code = pool.submit(
+            start,
+            tmp_path / "experiment.yaml",
+            tmp_path,
+            Addresses(NOBODY, "127.0.0.1", port),
+            told.is_set,
+        )
+        client = LearnerClient(f"127.0.0.1:{port}", 4.0)
+        try:
+            membership = join(client, 5, None, 20.0, lambda: None)
+            assert membership is not None
+            reply = client.heartbeat(ActorReport(membership.slot, 5, 0, 0.0, 0, [], 0, {}))
+            assert reply.leave
+        finally:
+            told.set()
+            client.close()
+        assert code.result(20.0) == 0
+    assert not (tmp_path / "checkpoints").exists()

@@ -7,13 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from apprentice.config import Experiment
 from apprentice.experiments import save_experiment
+from apprentice.healthcheck import find_problem
 from apprentice.ports import is_free
+from apprentice.runs import RunFolder, RunStatus
 from replay.errors import FolderHeld, NotEnoughMemory, PortHeld
 from replay.locks import free_port, hold_folder, hold_port
 from replay.server import ReplayServer
@@ -90,15 +93,30 @@ def command(experiment: Path, port: int, folder: Path) -> list[str]:
         "-m",
         "replay",
         *flags,
-        "--run",
-        "first",
+        "--run-directory",
+        str(folder.parent / "runs" / "first"),
         "--profile",
         str(folder / "p.json"),
     ]
 
 
-def test_the_service_starts_from_an_experiment_and_stops_with_0(tmp_path: Path) -> None:
+def ask_to_stop(process: subprocess.Popen[str], run: RunFolder) -> None:
+    process.send_signal(signal.SIGTERM)
+
+
+def finish_the_run(process: subprocess.Popen[str], run: RunFolder) -> None:
+    run.write_status(
+        RunStatus(run="first", experiment="test", task="t", state="finished", max_steps=1)
+    )
+
+
+@pytest.mark.parametrize("end", [ask_to_stop, finish_the_run])
+def test_the_service_starts_from_an_experiment_and_stops_with_0(
+    tmp_path: Path, end: Callable[[subprocess.Popen[str], RunFolder], None]
+) -> None:
     port, folder = free_port(), tmp_path / "checkpoints"
+    run = RunFolder(tmp_path / "runs" / "first")
+    run.path.mkdir(parents=True)
     metrics_port = free_port()
     process = subprocess.Popen(
         [
@@ -114,7 +132,8 @@ def test_the_service_starts_from_an_experiment_and_stops_with_0(tmp_path: Path) 
     found = scrape(metrics_port)
     assert found["apprentice_replay_degraded", ("replay",)] == 0
     assert found["apprentice_replay_segments_feed", ("replay",)] == 0
-    process.send_signal(signal.SIGTERM)
+    assert find_problem(f"http://127.0.0.1:{metrics_port}/healthz") is None
+    end(process, run)
     _, messages = process.communicate(timeout=30.0)
     assert process.returncode == 0, messages
     assert "asks nobody who they are" in messages
