@@ -176,7 +176,8 @@ def test_a_replay_server_that_comes_back_elsewhere_gets_the_segments(tmp_path: P
             return not found
 
         wait_until(drained)
-        wait_until(lambda: episode_beyond(newest + 20), MOVE_SECONDS)
+        # Reverb's gRPC looks names up at most once in 30 s, and tells nobody how to change that.
+        wait_until(lambda: episode_beyond(newest + 20), 2 * MOVE_SECONDS)
     finally:
         if child is not None:
             child.close()
