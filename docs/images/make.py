@@ -13,6 +13,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import sys
 import time
@@ -66,7 +67,11 @@ def draw_terminal(seconds: float, runs: Path) -> None:
     whole = [picture for picture in pictures if "╭".encode() in picture and "╰".encode() in picture]
     console = Console(record=True, width=COLUMNS, file=io.StringIO())
     console.print(Text.from_ansi(whole[-1].decode("utf-8", "replace").replace("\r", "")))
-    console.save_svg(str(FOLDER / "terminal.svg"), title="make run")
+    # Its fonts lie elsewhere; the viewer's own will do.
+    svg = re.sub(
+        r"@font-face \{.*?\}\s*", "", console.export_svg(title="make run"), flags=re.DOTALL
+    )
+    (FOLDER / "terminal.svg").write_text(svg)
 
 
 def fetch_rollout(url: str, checkpoint: str) -> None:
@@ -84,7 +89,8 @@ def photograph_page(url: str, checkpoint: str) -> None:
     options = webdriver.ChromeOptions()
     for flag in (*CHROMIUM_FLAGS, "--window-size=1200,1500", "--force-device-scale-factor=1"):
         options.add_argument(flag)
-    driver = webdriver.Chrome(options=options)
+    options.binary_location = shutil.which("chromium") or ""
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     try:
         driver.get(f"{url}/?run={checkpoint}")
         driver.find_elements(By.CSS_SELECTOR, "a.play")[0].click()
