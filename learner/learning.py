@@ -16,7 +16,7 @@ from apprentice.profiling import Profile
 from apprentice.types import EnvironmentSpec, Metrics, Segment, SegmentId, Transition
 from learner.sac import SAC, Tensors
 from replay.rings import Ring
-from replay.tables import unsigned
+from replay.tables import signed
 
 
 class Counters(NamedTuple):
@@ -190,16 +190,11 @@ class Learning:
         Segments the checkpoint did not know are newer: they are counted as received, so that updates
         are owed for them. Return how many of the noted segments are missing, and how many were new.
         """
-        by_id = {(segment.task, *segment.id): segment for segment in segments}
-        known = [tuple(int(value) for value in row) for row in identities.tolist()]
-        missing = 0
-        for key in known:
-            segment = by_id.pop((key[0], unsigned(key[1]), key[2], key[3]), None)
-            if segment is None:
-                missing += 1
-            else:
-                self.rings[segment.task].append(segment)
-        new = sorted(by_id.values(), key=_order)
+        missing, noted = 0, {tuple(row) for row in identities.tolist()}
+        for task, ring in enumerate(self.rings):
+            index = identities[identities[:, 0] == task][:, 1:]
+            missing += ring.restore([s for s in segments if s.task == task], index)
+        new = sorted((s for s in segments if _row(s) not in noted), key=_order)
         for segment in new:
             self.receive(segment)
         return missing, len(new)
@@ -224,6 +219,17 @@ def _take(batch: Transition, rows: torch.Tensor | slice) -> Transition:
         batch.environment_reward[rows],
         batch.discount[rows],
         {key: value[rows] for key, value in batch.next_observation.items()},
+    )
+
+
+def _row(segment: Segment) -> tuple[int, ...]:
+    """Return a segment's row of the identities in a checkpoint."""
+    identity = segment.id
+    return (
+        segment.task,
+        signed(identity.incarnation),
+        identity.episode,
+        identity.first_step,
     )
 
 
