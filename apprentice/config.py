@@ -6,19 +6,38 @@ All models are frozen and refuse unknown keys.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-ObservationKey = Literal["state", "pixels", "task_parameters"]
-Port = Annotated[int, Field(ge=0, le=65535)]
+from apprentice.config_base import Name, ObservationKey, Port, Settings
+from apprentice.config_imitation import (
+    CloningSettings,
+    DemonstrationSettings,
+    DiscriminatorSettings,
+    ImitationSettings,
+    RewardSettings,
+)
 
-
-class Settings(BaseModel):
-    """Base of all settings: immutable, no unknown keys, docstrings as descriptions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+__all__ = [
+    "ActorSettings",
+    "CheckpointSettings",
+    "CloningSettings",
+    "DemonstrationSettings",
+    "DiscriminatorSettings",
+    "EnvironmentSettings",
+    "EvaluationSettings",
+    "Experiment",
+    "ImitationSettings",
+    "LearnerSettings",
+    "NetworkSettings",
+    "ReadsSettings",
+    "ReplaySettings",
+    "RewardSettings",
+    "SACSettings",
+    "ServiceSettings",
+    "Settings",
+]
 
 
 class EnvironmentSettings(Settings):
@@ -45,16 +64,23 @@ class ReadsSettings(Settings):
     """Keys the policy reads, in actors and in evaluation."""
     critic: tuple[ObservationKey, ...] = ("state",)
     """Keys the critics read."""
+    discriminator: tuple[ObservationKey, ...] = ("state",)
+    """Keys the discriminator reads, where there is one; `pixels` only as the critics' features of them."""
 
     @model_validator(mode="after")
     def _nonempty_and_distinct(self) -> ReadsSettings:
-        for name in ("policy", "critic"):
+        for name in ("policy", "critic", "discriminator"):
             keys = getattr(self, name)
             if not keys or len(set(keys)) != len(keys):
                 raise ValueError(
                     f"reads.{name}: expected one or more different keys, found {list(keys)}"
                 )
-        if "task_parameters" in self.policy + self.critic:
+        if "pixels" in self.discriminator and "pixels" not in self.critic:
+            raise ValueError(
+                "reads.discriminator: expected 'pixels' only where the critics read them too, whose "
+                f"features it takes; found critic {list(self.critic)}"
+            )
+        if "task_parameters" in self.policy + self.critic + self.discriminator:
             raise ValueError(
                 "reads: 'task_parameters' exist only for families of tasks; suite tasks have 'state' and 'pixels'"
             )
@@ -73,7 +99,10 @@ class NetworkSettings(Settings):
     log_std_parametrisation: Literal["clamp", "tanh"] = "clamp"
     """`clamp` cuts the raw output at the bounds, `tanh` squashes it between them (pytorch_sac)."""
     normalise_observations: bool = False
-    """Scale `state` by the mean and deviation of the warm-up's observations, fitted once and then frozen."""
+    """Scale `state` by the mean and deviation of the demonstrations, or of the warm-up's observations where
+    there are none; fitted once and then frozen."""
+    normaliser_floor: float = Field(0.01, gt=0)
+    """Smallest deviation that is divided by."""
     encoder_channels: int = Field(32, ge=4, le=256)
     """Channels of each convolution over `pixels`."""
     encoder_features: int = Field(50, ge=4, le=1024)
@@ -113,6 +142,14 @@ class SACSettings(Settings):
     """Factor on the reward in the critics' target."""
     max_gradient_norm: float | None = Field(None, gt=0)
     """Clip the gradient of each network to this norm; null means no clipping."""
+    trust_region: Literal["none", "penalty", "constraint"] = "none"
+    """Hold the policy near a slow copy of itself: by a weight on their KL divergence, or by a bound on it."""
+    trust_region_coefficient: float = Field(1.0, ge=0)
+    """Weight of KL(policy, slow copy) in the policy's loss; where it is bounded, the weight at the start."""
+    trust_region_bound: float = Field(0.01, gt=0)
+    """Bound on the mean KL divergence in nats, which the weight is learned to hold."""
+    trust_region_tau: float = Field(0.005, gt=0, le=1)
+    """Rate at which the slow copy follows the policy."""
 
 
 class ReplaySettings(Settings):
@@ -249,6 +286,7 @@ class Experiment(Settings):
     reads: ReadsSettings = ReadsSettings()
     network: NetworkSettings = NetworkSettings()
     sac: SACSettings = SACSettings()
+    imitation: ImitationSettings = ImitationSettings()
     replay: ReplaySettings = ReplaySettings()
     actor: ActorSettings = ActorSettings()
     learner: LearnerSettings = LearnerSettings()
@@ -260,4 +298,6 @@ class Experiment(Settings):
     def observation_keys(self) -> tuple[str, ...]:
         """Keys that anyone reads, in the order state, pixels, task_parameters."""
         read = set(self.reads.policy) | set(self.reads.critic)
+        if self.imitation.adversarial:
+            read |= set(self.reads.discriminator)
         return tuple(key for key in ("state", "pixels", "task_parameters") if key in read)

@@ -61,3 +61,11 @@ SUITE_TASKS: Final = (
     "walker-stand",
     "walker-walk",
 )
+
+TERMINATING_TASKS: Final = frozenset({"lqr-lqr_2_1", "lqr-lqr_6_2"})
+"""Tasks with episodes that can end before the time limit, with discount 0."""
+
+
+def terminates(task: str) -> bool:
+    """Return whether an episode of the task can end with discount 0."""
+    return task in TERMINATING_TASKS

@@ -14,9 +14,15 @@ import torch
 from apprentice.config import Experiment
 from apprentice.profiling import Profile
 from apprentice.types import EnvironmentSpec, Metrics, Segment, SegmentId, Transition
+from learner.cloning import Cloning
+from learner.demonstrated import Demonstrated
+from learner.imitation import Imitation
 from learner.sac import SAC, Tensors
 from replay.rings import Ring
 from replay.tables import signed
+
+_IMITATION = "imitation."
+"""Begins the names of a checkpoint's tensors that are not SAC's."""
 
 
 class Counters(NamedTuple):
@@ -39,6 +45,7 @@ class Learning:
         specs: Sequence[EnvironmentSpec],
         device: torch.device,
         profile: Profile | None = None,
+        demonstrated: Demonstrated | None = None,
     ) -> None:
         self.experiment = experiment
         self.specs = tuple(specs)
@@ -51,10 +58,25 @@ class Learning:
         self.last_batch: Transition | None = None
         self._generator = torch.Generator(device).manual_seed(experiment.seed + 1)
         self._normalised = not experiment.network.normalise_observations
+        self.imitation: Imitation | None = None
+        self.cloning: Cloning | None = None
+        if experiment.imitation.method != "none":
+            if demonstrated is None:
+                raise ValueError(
+                    f"imitation.method {experiment.imitation.method!r} needs demonstrations"
+                )
+            if not self._normalised and demonstrated.states is not None:
+                self._fit_normaliser(demonstrated.states.to(device))
+            if experiment.imitation.method == "bc":
+                self.cloning = Cloning(experiment, device, demonstrated, self.sac)
+            else:
+                self.imitation = Imitation(experiment, specs[0], device, demonstrated, self.sac)
 
     @property
     def warm(self) -> bool:
         """Whether the warm-up steps have arrived, and policies may be published."""
+        if self.cloning is not None:
+            return True
         return self.counters.steps >= self.experiment.replay.warmup_steps
 
     @property
@@ -85,10 +107,12 @@ class Learning:
             credit_steps=before.credit_steps + credit,
         )
         if self.warm and not self._normalised:
-            self._fit_normaliser()
+            self._fit_to_warm_up()
 
     def updates_owed(self) -> int:
         """Return how many updates the steps received allow now; a large number where both run free."""
+        if self.cloning is not None:
+            return max(0, self.experiment.learner.max_steps - self.counters.updates)
         if not self.warm or self.num_missing:
             return 0
         ratio = self.experiment.replay.updates_per_step
@@ -98,19 +122,44 @@ class Learning:
         return max(0, allowed - self.counters.credit_updates)
 
     def update(self) -> None:
-        """Draw a batch from the task's ring and make one update."""
-        batch = self.last_batch = self._sample()
+        """Draw a batch from the task's ring and make one update: discriminator, relabel, SAC."""
+        if self.cloning is not None:
+            self._clone()
+            return
+        batch = self._sample()
         self.profile.lap("batch sampling")
-        self.sac.update(batch, batch.environment_reward)
+        reward = batch.environment_reward
+        if self.imitation is not None:
+            self.imitation.learn(self.rings[0], self.counters.updates)
+            batch, reward = self.imitation.relabel(self.rings[0], batch)
+            self.profile.lap("discriminator")
+        self.last_batch = batch
+        self.sac.update(batch, reward)
         self.profile.lap("update")
         self.counters = self.counters._replace(
             updates=self.counters.updates + 1, credit_updates=self.counters.credit_updates + 1
         )
 
+    def _clone(self) -> None:
+        """Behaviour cloning takes no steps in an environment: its updates are its steps."""
+        assert self.cloning is not None
+        self.cloning.update()
+        self.profile.lap("update")
+        updates = self.counters.updates + 1
+        self.counters = self.counters._replace(updates=updates, steps=updates)
+
     def prepare(self) -> None:
-        """Compile the update on a batch like the real ones; no state and no random stream moves."""
+        """Compile the updates on batches like the real ones; no state and no random stream moves."""
+        if self.cloning is not None:
+            self.cloning.prepare()
+            return
         generator = self._generator.get_state()
-        self.sac.prepare(self._sample())
+        batch = self._sample()
+        reward = batch.environment_reward
+        if self.imitation is not None:
+            self.imitation.prepare(self.rings[0])
+            batch, reward = self.imitation.example(self.rings[0], batch)
+        self.sac.prepare(batch, reward)
         self._generator.set_state(generator)
 
     def rolled_back(self, counters: Counters, times: int) -> None:
@@ -120,6 +169,10 @@ class Learning:
         self.sac.rate_factor.fill_(0.5**times)
         self.sac.reseed(self.experiment.seed + 1000 * times)
         self._generator.manual_seed(self.experiment.seed + 1000 * times + 1)
+        if self.imitation is not None:
+            self.imitation.reseed(self.experiment.seed + 1000 * times + 3)
+        if self.cloning is not None:
+            self.cloning.reseed(self.experiment.seed + 1000 * times + 3)
 
     def _sample(self) -> Transition:
         settings, ring = self.experiment.replay, self.rings[0]
@@ -138,8 +191,14 @@ class Learning:
     def metrics(self) -> Metrics:
         """Return SAC's metrics and the replay's: steps, updates, ratio, and what rings hold and refused."""
         counters = self.counters
+        imitation: Metrics = {}
+        if self.imitation is not None:
+            imitation = self.imitation.metrics(self.rings[0], seed=counters.updates)
+        if self.cloning is not None:
+            imitation = self.cloning.metrics()
         return {
             **self.sac.metrics(),
+            **imitation,
             "learner/steps": float(counters.steps),
             "learner/updates": float(counters.updates),
             "learner/environment_frames": float(
@@ -165,16 +224,22 @@ class Learning:
         groups["policy"] = self.sac.policy_tensors()
         groups["random"]["sampling_generator"] = self._generator.get_state()
         groups["rings"] = {"identities": self.identities()}
+        for part in (self.imitation, self.cloning):
+            if part is not None:
+                for group, tensors in part.state_tensors().items():
+                    groups[group] |= {_IMITATION + k: t for k, t in tensors.items()}
         return groups
 
     def load_state(
         self, groups: Mapping[str, Tensors], counters: Counters, normalised: bool
     ) -> None:
         """Continue from `state_tensors` and counters; the rings are filled again by `refill`."""
-        random = dict(groups["random"])
-        sampling = random.pop("sampling_generator")
-        networks = {"networks": groups["networks"], "optimiser": groups["optimiser"]}
-        self.sac.load_state_tensors({**networks, "random": random}, counters.updates)
+        own, imitation = _split(groups)
+        sampling = own["random"].pop("sampling_generator")
+        for part in (self.imitation, self.cloning):
+            if part is not None:
+                part.load_state_tensors(imitation)
+        self.sac.load_state_tensors(own, counters.updates)
         self._generator.set_state(sampling)
         self.counters = counters
         self._normalised = normalised
@@ -199,16 +264,33 @@ class Learning:
             self.receive(segment)
         return missing, len(new)
 
-    def _fit_normaliser(self) -> None:
-        """Fit mean and scale to what the first ring holds: the warm-up's observations."""
-        self._normalised = True
+    def _fit_to_warm_up(self) -> None:
+        """Fit the normaliser to what the first ring holds: the warm-up's observations."""
         ring = self.rings[0]
         if "state" not in self.specs[0].observation:
+            self._normalised = True
             return
         generator = torch.Generator(self.device).manual_seed(self.experiment.seed + 2)
-        states = ring.sample(max(4096, ring.num_transitions), generator).observation["state"]
-        deviation = states.std(0).clamp_min(1e-2)
+        rows = ring.sample(max(4096, ring.num_transitions), generator)
+        self._fit_normaliser(rows.observation["state"])
+
+    def _fit_normaliser(self, states: torch.Tensor) -> None:
+        """Fit mean and scale to states [N, O]; they stay as they are from then on."""
+        self._normalised = True
+        deviation = states.std(0).clamp_min(self.experiment.network.normaliser_floor)
         self.sac.set_normaliser(states.mean(0), 1.0 / deviation)
+
+
+def _split(groups: Mapping[str, Tensors]) -> tuple[dict[str, Tensors], dict[str, Tensors]]:
+    """Return SAC's tensors and imitation's, by the file they were stored in."""
+    own: dict[str, Tensors] = {}
+    imitation: dict[str, Tensors] = {}
+    for group in ("networks", "optimiser", "random"):
+        tensors = groups[group]
+        theirs = [name for name in tensors if name.startswith(_IMITATION)]
+        imitation[group] = {name.removeprefix(_IMITATION): tensors[name] for name in theirs}
+        own[group] = {name: t for name, t in tensors.items() if name not in theirs}
+    return own, imitation
 
 
 def _take(batch: Transition, rows: torch.Tensor | slice) -> Transition:

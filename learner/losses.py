@@ -1,4 +1,4 @@
-"""The three losses of Soft Actor-Critic as pure functions (Haarnoja et al. 2018, arXiv 1812.05905)."""
+"""The losses of Soft Actor-Critic as pure functions (Haarnoja et al. 2018, arXiv 1812.05905)."""
 
 from __future__ import annotations
 
@@ -27,14 +27,39 @@ def critic_loss(values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def policy_loss(
-    values: torch.Tensor, log_probability: torch.Tensor, temperature: torch.Tensor
+    values: torch.Tensor,
+    log_probability: torch.Tensor,
+    temperature: torch.Tensor,
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the mean of alpha log pi(a|s) - min_i Q_i(s, a), equation 7, for a ~ pi reparameterised."""
-    return (temperature * log_probability - values.amin(0)).mean()
+    return weighted_mean(temperature * log_probability - values.amin(0), weight)
 
 
 def temperature_gradient(
-    log_probability: torch.Tensor, temperature: torch.Tensor, target_entropy: float
+    log_probability: torch.Tensor,
+    temperature: torch.Tensor,
+    target_entropy: float,
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the gradient of equation 18, E[-alpha (log pi + target entropy)], in log alpha."""
-    return -(temperature * (log_probability + target_entropy)).mean()
+    return -weighted_mean(temperature * (log_probability + target_entropy), weight)
+
+
+def weighted_mean(values: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    """Return the mean of `values` [B]; with weights, over rows of weight 1 among those of weight 0."""
+    if weight is None:
+        return values.mean()
+    return (values * weight).sum() / weight.sum().clamp_min(1.0)
+
+
+def gaussian_divergence(
+    mean: torch.Tensor,
+    log_std: torch.Tensor,
+    other_mean: torch.Tensor,
+    other_log_std: torch.Tensor,
+) -> torch.Tensor:
+    """Return KL(N(mean, std) || N(other)) [B] of diagonal Gaussians [B, A]; tanh does not change it."""
+    ratio = torch.exp(2.0 * (log_std - other_log_std))
+    distance = (mean - other_mean).square() * torch.exp(-2.0 * other_log_std)
+    return (other_log_std - log_std + 0.5 * (ratio + distance - 1.0)).sum(-1)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-import shutil
-import warnings
-from collections.abc import Callable, Mapping
-from types import FunctionType
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
-import structlog
 import torch
+from torch import nn
+from torch.func import functional_call
 
 from apprentice.config import Experiment
-from apprentice.networks import build_policy
-from apprentice.types import EnvironmentSpec, Metrics, Transition
+from apprentice.networks import build_policy, log_probability, log_probability_of_sample
+from apprentice.networks.encoder import ABSORBING, TORSO_PREFIX, ObservationEncoder
+from apprentice.types import ArraySpec, EnvironmentSpec, Metrics, Transition
+from learner.absorbing import uses_absorbing_states
 from learner.augmentation import draw_shifts
+from learner.compiling import compiled
 from learner.critics import TwinCritic
 from learner.flat import AdamState, adam_state
 from learner.sac_update import (
@@ -27,8 +28,6 @@ from learner.sac_update import (
     make_update,
     update_parts,
 )
-
-log = structlog.get_logger()
 
 Tensors = dict[str, torch.Tensor]
 
@@ -43,10 +42,11 @@ class SAC:
         self._settings = experiment.sac
         self._device = device
         self._action_size = spec.action_size
+        self.absorbs = uses_absorbing_states(experiment, spec)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.policy = build_policy(experiment, spec).to(device)
-            critic = TwinCritic(spec, experiment.reads.critic, experiment.network).to(device)
+            critic = _build_critic(experiment, spec, self.absorbs).to(device)
         self.critic = critic
         self._parts = update_parts(critic, self.policy)
         initial = math.log(self._settings.initial_temperature)
@@ -55,6 +55,7 @@ class SAC:
             adam_state(self._parts.policy_layout.flatten(self.policy, device)),
             adam_state(torch.full((1,), initial, device=device)),
             self._parts.target_layout.flatten(critic, device),
+            *self._trust_region(),
         )
         self.num_updates = 0
         self.rate_factor = torch.ones((), device=device)
@@ -67,6 +68,15 @@ class SAC:
             critic.encoder.torso is not None or self.policy.encoder.torso is not None
         ) and experiment.network.random_shift > 0
 
+    def _trust_region(self) -> tuple[torch.Tensor | None, AdamState | None]:
+        """Return a copy of the policy to hold it near to, and the weight of that, if it is wanted."""
+        settings = self._settings
+        if settings.trust_region == "none":
+            return None, None
+        slow = self._parts.policy_layout.flatten(self.policy, self._device)
+        log_weight = math.log(max(settings.trust_region_coefficient, 1e-12))
+        return slow, adam_state(torch.full((1,), log_weight, device=self._device))
+
     def update(self, batch: Transition, reward: torch.Tensor) -> None:
         """Make one update on a batch of B transitions, with `reward` [B] in place of any stored one."""
         self.num_updates += 1
@@ -78,8 +88,11 @@ class SAC:
         self._num_summed += 1
         self._num_policy_summed += self._moves_policy(self.num_updates)
 
-    def prepare(self, batch: Transition) -> None:
-        """Compile every form of the update by running it on copies; nothing here changes."""
+    def prepare(self, batch: Transition, reward: torch.Tensor) -> None:
+        """Compile every form of the update by running it on copies; nothing here changes.
+
+        Batch and reward must lie in memory as they will later: compiled code does not look again.
+        """
         settings, generator = self._settings, self._generator.get_state()
         noise = self._draw_noise(len(batch.discount))
         self._generator.set_state(generator)
@@ -89,9 +102,11 @@ class SAC:
                 _copied(self.state.policy),
                 _copied(self.state.log_temperature),
                 self.state.target_critic.clone(),
+                None if self.state.slow_policy is None else self.state.slow_policy.clone(),
+                _copied(self.state.trust_multiplier) if self.state.trust_multiplier else None,
             )
             update = self._update_of(number, len(batch.discount))
-            update(copies, batch, batch.environment_reward, noise, self.rate_factor.clone())
+            update(copies, batch, reward, noise, self.rate_factor.clone())
 
     def rejected_in_a_row(self) -> int:
         """Return how many of the newest updates were refused for being non-finite (synchronises)."""
@@ -111,6 +126,8 @@ class SAC:
         }
         self._sums.zero_()
         self._num_summed = self._num_policy_summed = 0
+        if self.state.slow_policy is None:
+            counts["policy_divergence"] = 0
         return {f"learner/{name}": sums[name] / counts[name] for name in METRICS if counts[name]}
 
     def policy_tensors(self) -> Tensors:
@@ -125,6 +142,66 @@ class SAC:
                 tensor = online[name]
             result[name] = tensor.detach().to("cpu", copy=True)
         return result
+
+    @property
+    def batch_size(self) -> int:
+        """Transitions per update."""
+        return self._settings.batch_size
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        """The temperature alpha []."""
+        return self.state.log_temperature.parameters.exp()[0]
+
+    def log_probability(
+        self, observation: dict[str, torch.Tensor], pre_tanh_action: torch.Tensor
+    ) -> torch.Tensor:
+        """Return log pi(a|s) [B] of the present policy, exactly; 0 in an absorbing state."""
+        result = log_probability(pre_tanh_action, *self._gaussian(observation))
+        return result * (1.0 - observation[ABSORBING][:, 0]) if self.absorbs else result
+
+    def sample_action(
+        self, observation: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Draw from the present policy: action and pre-tanh action [B, A], and log pi [B]."""
+        mean, log_std = self._gaussian(observation)
+        noise = torch.randn(mean.shape, generator=generator, device=self._device)
+        pre_tanh = mean + log_std.exp() * noise
+        action, log_pi = torch.tanh(pre_tanh), log_probability_of_sample(noise, pre_tanh, log_std)
+        return action, pre_tanh, log_pi
+
+    def values(self, observation: dict[str, torch.Tensor], action: torch.Tensor) -> torch.Tensor:
+        """Return both critics' values [2, B]."""
+        parameters = self._parts.critic_layout.unflatten(self.state.critic.parameters)
+        with torch.no_grad():
+            result: torch.Tensor = functional_call(self.critic, parameters, (observation, action))
+            return result
+
+    def pixel_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the critics' features [B, F] of images [B, S, H, W, 3]; no gradient goes through."""
+        encoder = self.critic.encoder
+        own = self._parts.critic_layout.unflatten(self.state.critic.parameters)
+        parameters = {n: p for n, p in own.items() if n.startswith("encoder.")}
+        with torch.no_grad():
+            result: torch.Tensor = functional_call(_PixelPath(encoder), parameters, (pixels,))
+            return result
+
+    @property
+    def normaliser(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and scale [O] of the observation encoders."""
+        keys = self.policy.encoder.keys
+        encoder = self.policy.encoder if "state" in keys else self.critic.encoder
+        return encoder.state_mean, encoder.state_scale
+
+    def _gaussian(self, observation: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        policy, parts = self.policy, self._parts
+        own = parts.policy_layout.unflatten(self.state.policy.parameters)
+        if parts.shares_torso:
+            online = parts.critic_layout.unflatten(self.state.critic.parameters)
+            own |= {n: p for n, p in online.items() if n.startswith(TORSO_PREFIX)}
+        with torch.no_grad():
+            mean, log_std = functional_call(policy, own, (observation,))
+        return mean, log_std
 
     def set_normaliser(self, mean: torch.Tensor, scale: torch.Tensor) -> None:
         """Give every encoder that reads `state` [O] its mean and scale."""
@@ -166,10 +243,21 @@ class SAC:
         self._sums.zero_()
         self._num_summed = self._num_policy_summed = 0
 
+    def load_networks(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over networks and temperature of a checkpoint, to ask them and not to learn on."""
+        for name, view in self._state_views().items():
+            group, _, key = name.partition("/")
+            if group == "networks":
+                view.copy_(tensors[key])
+
     def _state_views(self) -> Tensors:
         views: Tensors = {"networks/target_critic": self.state.target_critic}
-        for name in ("critic", "policy", "log_temperature"):
-            adam: AdamState = getattr(self.state, name)
+        if self.state.slow_policy is not None:
+            views["networks/slow_policy"] = self.state.slow_policy
+        for name in ("critic", "policy", "log_temperature", "trust_multiplier"):
+            adam: AdamState | None = getattr(self.state, name)
+            if adam is None:
+                continue
             views[f"networks/{name}"] = adam.parameters
             for field in ("first_moment", "second_moment", "num_steps"):
                 views[f"optimiser/{name}.{field}"] = getattr(adam, field)
@@ -220,36 +308,28 @@ class SAC:
         return compiled(plain, self._experiment.learner.compile, self._device)
 
 
+def _build_critic(experiment: Experiment, spec: EnvironmentSpec, absorbs: bool) -> TwinCritic:
+    """Build the critics, which see one more entry than the policy where there are absorbing states."""
+    keys: tuple[str, ...] = experiment.reads.critic
+    if absorbs:
+        keys += (ABSORBING,)
+        more = {ABSORBING: ArraySpec((1,), "float32")}
+        spec = replace(spec, observation={**spec.observation, **more})
+    return TwinCritic(spec, keys, experiment.network)
+
+
+class _PixelPath(nn.Module):
+    """The encoder's way from images to features, without the other keys."""
+
+    def __init__(self, encoder: ObservationEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        assert self.encoder.torso is not None
+        result: torch.Tensor = self.encoder.projection(self.encoder.torso(pixels))
+        return result
+
+
 def _copied(adam: AdamState) -> AdamState:
     return AdamState(*(tensor.clone() for tensor in adam))
-
-
-def compiled(update: Update, mode: str, device: torch.device) -> Update:
-    """Compile an update as `learner.compile` asks; `auto` without a compiler keeps the plain one.
-
-    The compiled update is for the shapes, dtypes and devices of its first call and does not check them:
-    the checks take as long as twenty of its operations. Nor does it look at what `update` closes over.
-    """
-    if mode == "off":
-        return update
-    if mode == "auto" and device.type == "cpu" and shutil.which("g++") is None:
-        log.warning(
-            "the update is not compiled: no g++ was found; install it for about 1.5 times the speed",
-            install="apt-get install g++",
-        )
-        return update
-    # Compiled code is kept by code object, and found again without checks: each update needs its own.
-    assert isinstance(update, FunctionType)
-    own = FunctionType(
-        update.__code__.replace(), update.__globals__, "update", None, update.__closure__
-    )
-    options: dict[str, str | int | bool | Callable[..., Any]] = {
-        "max_pointwise_cat_inputs": 1,
-        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
-    }
-    if device.type == "cpu":
-        options["cpp_wrapper"] = True
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        result: Update = torch.compile(own, fullgraph=True, dynamic=False, options=options)
-    return result

@@ -66,11 +66,17 @@ class Ring:
         self._evicted: dict[SegmentId, None] = {}
         self._max_evicted = 1024 + 2 * (self.capacity // segment_length)
         self._episodes = EpisodeIndex()
+        self._num_terminated = 0
 
     @property
     def num_transitions(self) -> int:
         """Valid transitions that can be drawn."""
         return self._rows.count
+
+    @property
+    def num_terminated(self) -> int:
+        """Episodes here whose last step terminated them."""
+        return self._num_terminated
 
     def append(self, segment: Segment) -> bool:
         """Take in a segment; return False where it is here already, or was and has made room since."""
@@ -97,13 +103,16 @@ class Ring:
             np.array(segment.context, np.int64),
         )
         self._segments[identity] = stored
+        self._num_terminated += stored.ending == Ending.TERMINATED
         self._episodes.add(stored)
         self._link(stored)
         return True
 
-    def sample(self, batch_size: int, generator: torch.Generator) -> Transition:
-        """Draw transitions, each valid one as likely as any other, with replacement."""
-        return self._gather(self._draw(batch_size, generator))
+    def sample(
+        self, batch_size: int, generator: torch.Generator, newest: int | None = None
+    ) -> Transition:
+        """Draw transitions, each valid one (of the `newest` so many) as likely as any other, with replacement."""
+        return self._gather(self._draw(batch_size, generator, newest))
 
     def sample_segments(
         self, batch_size: int, length: int, generator: torch.Generator
@@ -196,6 +205,7 @@ class Ring:
     def _evict(self) -> None:
         identity, stored = next(iter(self._segments.items()))
         del self._segments[identity]
+        self._num_terminated -= stored.ending == Ending.TERMINATED
         self._rows.drop(stored.length)
         if self._stack:
             self._frames.drop(self._stack + stored.length)
@@ -239,14 +249,16 @@ class Ring:
     def _last_row(self, stored: StoredSegment) -> int:
         return (stored.row + stored.length - 1) % self.capacity
 
-    def _draw(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+    def _draw(
+        self, batch_size: int, generator: torch.Generator, newest: int | None = None
+    ) -> torch.Tensor:
         if self._rows.count == 0:
             raise NothingToSample("the ring is empty")
-        index = torch.randint(
-            self._rows.count, (batch_size,), generator=generator, device=self.device
-        )
-        if self._rows.start:
-            index.add_(self._rows.start).remainder_(self.capacity)
+        num = self._rows.count if newest is None else min(newest, self._rows.count)
+        index = torch.randint(num, (batch_size,), generator=generator, device=self.device)
+        first = self._rows.start + self._rows.count - num
+        if first:
+            index.add_(first).remainder_(self.capacity)
         return index
 
     def _follow(self, rows: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:

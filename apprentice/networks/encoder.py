@@ -10,6 +10,8 @@ from torch import nn
 from apprentice.config import NetworkSettings
 from apprentice.types import EnvironmentSpec
 
+ABSORBING = "absorbing"
+"""Key of the entry [B, 1] that is 1 in an absorbing state, whose normalised state is then 0."""
 TORSO_PREFIX = "encoder.torso."
 """Names of the parameters that critics and policy share where both read pixels."""
 
@@ -95,7 +97,10 @@ class ObservationEncoder(nn.Module):
                     pixel_features = self.torso(observation["pixels"])
                 parts.append(self.projection(pixel_features))
             elif key == "state":
-                parts.append((observation["state"] - self.state_mean) * self.state_scale)
+                state = (observation["state"] - self.state_mean) * self.state_scale
+                if ABSORBING in self.keys:
+                    state = state * (1.0 - observation[ABSORBING])
+                parts.append(state)
             else:
                 parts.append(observation[key])
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

@@ -108,6 +108,12 @@ def wait_for(what: Callable[[], Any]) -> Any:
     return found
 
 
+def wait_until_it_shows(browser: Chrome, words: str) -> None:
+    """Wait for a page that is loaded whole and holds some words (elements of the page before go stale)."""
+    script = "return document.readyState === 'complete' && document.documentElement.outerHTML.includes(arguments[0])"
+    wait_for(lambda: browser.execute_script(script, words))
+
+
 def video_of(browser: Chrome) -> dict[str, Any]:
     script = """
         const video = document.getElementById("video");
@@ -173,7 +179,8 @@ def test_a_checkpoint_and_a_kept_episode_are_clicked_and_play(
     browser.find_element(By.CSS_SELECTOR, "#player button").click()
     wait_until_it_plays(browser, "seed=7")
     browser.find_element(By.LINK_TEXT, "HTTP interface").click()
-    wait_for(lambda: "/evaluate" in browser.find_element(By.TAG_NAME, "main").text)
+    wait_for(lambda: browser.current_url.endswith("/docs"))
+    wait_until_it_shows(browser, "/evaluate")
     assert complaints(browser) == []
     assert_nothing_came_from_elsewhere(browser, server)
 
@@ -186,10 +193,10 @@ def test_where_a_token_is_asked_for_the_browser_signs_in_and_plays(
     server = serve("--token-file", str(token_file))
     browser.get(f"http://127.0.0.1:{server.port}/")
     browser.find_element(By.NAME, "token").send_keys("a wrong one\n")
-    wait_for(lambda: "not the token" in browser.find_element(By.TAG_NAME, "main").text)
+    wait_until_it_shows(browser, "not the token")
     complaints(browser)  # that the page came with 401 is among them
     browser.find_element(By.NAME, "token").send_keys(token + "\n")
-    wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "a.play"))
+    wait_until_it_shows(browser, 'class="play"')
     assert token not in browser.execute_script("return document.cookie + location.href")
     browser.find_element(By.CSS_SELECTOR, "a.watch").click()
     wait_until_it_plays(browser, "/episodes?run=")

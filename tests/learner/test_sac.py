@@ -277,7 +277,7 @@ def test_periods_leave_policy_and_target_alone_in_between() -> None:
 def test_preparing_changes_nothing() -> None:
     sac = SAC(make_experiment(), make_spec(), CPU, seed=7)
     before = sac.state_tensors()
-    sac.prepare(make_batch(0))
+    sac.prepare(make_batch(0), make_batch(0).environment_reward)
     after = sac.state_tensors()
     for group, tensors in before.items():
         for name, tensor in tensors.items():

@@ -1,0 +1,185 @@
+"""Settings of imitation: demonstrations, discriminator, reward, and how each method differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from pydantic import Field, model_validator
+
+from apprentice.config_base import Settings
+
+Method = Literal["none", "gail", "dac", "fairl", "airl", "sqil", "bc"]
+RewardForm = Literal["logit", "log_d", "minus_log_one_minus_d", "fairl"]
+
+PRESETS: Final[Mapping[Method, Mapping[str, Mapping[str, Any] | float]]] = {
+    "none": {},
+    "gail": {
+        "reward": {"form": "minus_log_one_minus_d"},
+        "discriminator": {"replay_window": 20_000},
+    },
+    "dac": {"reward": {"form": "logit"}},
+    "fairl": {"reward": {"form": "fairl", "bound": 10.0}},
+    "airl": {"reward": {"form": "logit"}},
+    "sqil": {"demonstration_share": 0.5},
+    "bc": {},
+}
+"""What a method sets where the experiment says nothing."""
+
+
+class DemonstrationSettings(Settings):
+    """Which of an expert's episodes are learned from."""
+
+    file: str | None = None
+    """Path of a demonstration file, or the name of a bundled one; null is the task's bundled file."""
+    episodes: int | None = Field(None, ge=1)
+    """Episodes to learn from; null takes all but those held out."""
+    held_out: int = Field(0, ge=0)
+    """Episodes kept apart, on which only the discriminator's accuracy is measured."""
+    subsampling: int = Field(1, ge=1, le=1000)
+    """Every n-th step of an episode is kept, from a random offset on."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of which episodes are taken and of the offsets."""
+
+
+class DiscriminatorSettings(Settings):
+    """The network that tells the expert's transitions from the policy's: its logit is > 0 for the expert."""
+
+    inputs: Literal["state_action", "state_next_state", "state"] = "state_action"
+    """What it judges; `airl` uses `state_action` or `state` for g."""
+    hidden_size: int = Field(128, ge=4, le=4096)
+    """Units of each hidden layer."""
+    num_hidden_layers: int = Field(2, ge=1, le=8)
+    """Hidden layers."""
+    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
+    """Nonlinearity after each hidden layer."""
+    learning_rate: float = Field(3e-4, gt=0, le=1)
+    """Adam's step size."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates of both moments."""
+    batch_size: int | None = Field(None, ge=1, le=65536)
+    """Rows of the expert and of the policy each; null means sac.batch_size."""
+    replay_window: int | None = Field(None, ge=1)
+    """The policy's rows come from its newest transitions, this many; null means from all."""
+    updates: int = Field(1, ge=1, le=100)
+    """Discriminator updates each time it learns."""
+    period: int = Field(1, ge=1, le=1000)
+    """Policy updates between two times that the discriminator learns."""
+    penalty: Literal["none", "two_sided", "one_sided", "zero_centred", "dragan"] = "two_sided"
+    """Gradient penalty: (|g| - 1)^2, max(0, |g| - 1)^2 or |g|^2 between expert and policy rows; `dragan` is
+    two-sided around expert rows."""
+    penalty_target: Literal["logit", "reward", "exp_reward"] = "logit"
+    """Whose gradient g is penalised."""
+    penalty_coefficient: float = Field(10.0, ge=0)
+    """Weight of the gradient penalty."""
+    spectral_norm: bool = False
+    """Divide each layer's weights by their largest singular value."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of hidden units left out at random in training."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of all weights, per unit of step size."""
+    entropy_bonus: float = Field(0.0, ge=0)
+    """Weight of the entropy of its decisions, which is added to the objective."""
+    mixup: bool = False
+    """Judge random mixtures of expert and policy rows, with the mixture's weight as label."""
+    input_noise: float = Field(0.0, ge=0)
+    """Standard deviation of Gaussian noise on its inputs, at the start."""
+    input_noise_updates: int = Field(10_000, ge=1)
+    """Updates over which that noise falls linearly to 0."""
+    reward_penalty: float = Field(0.0, ge=0)
+    """Weight of the mean square of the reward on both batches, against rewards that grow."""
+    max_gradient_norm: float | None = Field(None, gt=0)
+    """Clip its gradient to this norm; null means no clipping."""
+
+
+class RewardSettings(Settings):
+    """From a logit h, with D = sigmoid(h), to the reward that SAC learns on."""
+
+    form: RewardForm = "logit"
+    """`logit` h (any sign), `log_d` log D (< 0), `minus_log_one_minus_d` (> 0), `fairl` -h exp(h)."""
+    logit_bound: float | None = Field(10.0, gt=0)
+    """Cut h to this magnitude before anything else; null leaves it."""
+    bound: float | None = Field(None, gt=0)
+    """Cut the reward to this magnitude; null leaves it."""
+    normalise: bool = False
+    """Divide by a running root mean square, so that rewards have magnitude 1."""
+    scale: float = Field(1.0, gt=0)
+    """Factor on the result."""
+    override: Literal["environment", "zero", "expert_advantage"] | None = None
+    """Learn on another reward, to tell a fault of SAC from one of the discriminator."""
+    expert_checkpoint: str | None = None
+    """Path of the expert's checkpoint, for `expert_advantage`."""
+
+    @model_validator(mode="after")
+    def _expert_is_known(self) -> RewardSettings:
+        if (self.override == "expert_advantage") != (self.expert_checkpoint is not None):
+            raise ValueError(
+                "imitation.reward: expected expert_checkpoint exactly where override is 'expert_advantage', "
+                f"found override {self.override!r} and expert_checkpoint {self.expert_checkpoint!r}"
+            )
+        return self
+
+
+class CloningSettings(Settings):
+    """Behaviour cloning: supervised learning of the expert's actions, without acting."""
+
+    loss: Literal["likelihood", "mean_squared_error"] = "likelihood"
+    """Log-likelihood of the action, or the squared error of the executed one, tanh of the mean."""
+    learning_rate: float = Field(3e-4, gt=0, le=1)
+    """Adam's step size."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled decay of all weights, per unit of step size."""
+    noise: float = Field(0.0, ge=0)
+    """Standard deviation of Gaussian noise on the normalised state, in training."""
+
+
+class ImitationSettings(Settings):
+    """Learning from demonstrations in place of the environment's reward."""
+
+    method: Method = "none"
+    """`none` is SAC on the environment's reward; the others are in docs/algorithms/imitation.md."""
+    demonstrations: DemonstrationSettings = DemonstrationSettings()
+    discriminator: DiscriminatorSettings = DiscriminatorSettings()
+    reward: RewardSettings = RewardSettings()
+    cloning: CloningSettings = CloningSettings()
+    demonstration_share: float = Field(0.0, ge=0, le=0.9)
+    """Share of SAC's batch that is drawn from the demonstrations."""
+    absorbing_states: bool = True
+    """Where the task can terminate: go on in an absorbing state, which critics and discriminator can tell."""
+
+    @model_validator(mode="after")
+    def _fill_in_preset(self) -> ImitationSettings:
+        for key, preset in PRESETS[self.method].items():
+            value: Any = preset
+            if isinstance(preset, Mapping):
+                section: Settings = getattr(self, key)
+                left_open = {k: v for k, v in preset.items() if k not in section.model_fields_set}
+                value = section.model_copy(update=left_open)
+            elif key in self.model_fields_set:
+                continue
+            object.__setattr__(self, key, value)
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> ImitationSettings:
+        if self.method == "airl":
+            if self.reward.form != "logit":
+                raise ValueError(
+                    f"imitation.reward.form: expected 'logit' with 'airl', found {self.reward.form!r}"
+                )
+            if self.discriminator.inputs == "state_next_state":
+                raise ValueError(
+                    "imitation.discriminator.inputs: expected 'state_action' or 'state' with 'airl', whose "
+                    "potential already reads the next state; found 'state_next_state'"
+                )
+        if self.method == "sqil" and self.demonstration_share == 0.0:
+            raise ValueError(
+                "imitation.demonstration_share: expected more than 0 with 'sqil', which rewards only "
+                "demonstrations; found 0"
+            )
+        return self
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether a discriminator is trained."""
+        return self.method in ("gail", "dac", "fairl", "airl")

@@ -1,0 +1,85 @@
+"""What tells whether an imitation run is healthy; nothing here is learned from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from apprentice.types import Metrics, Transition
+from learner.discriminator_update import decision_entropy
+from learner.sac import SAC
+
+NUM_ACTIONS = 16
+"""Actions drawn for each state to estimate an integral over actions."""
+
+
+def diagnose(
+    logits: Sequence[torch.Tensor],
+    held_out: torch.Tensor | None,
+    rewards: Sequence[torch.Tensor],
+    environment_rewards: Sequence[torch.Tensor],
+) -> Metrics:
+    """Return accuracies, entropy, logits and rewards of the expert's rows and of the policy's.
+
+    Each argument but `held_out` [N] is a pair of [B]: expert, policy. The accuracy on the expert's is the
+    share with a logit above 0, on the policy's of those not above it.
+    """
+    expert, policy = logits
+    result = {
+        "accuracy_expert": float((expert > 0.0).float().mean()),
+        "accuracy_policy": float((policy <= 0.0).float().mean()),
+        "entropy": float(decision_entropy(torch.cat([expert, policy]))),
+    }
+    if held_out is not None:
+        result["accuracy_held_out"] = float((held_out > 0.0).float().mean())
+    names = ("expert", "policy")
+    for name, values in zip(names, logits, strict=True):
+        result |= _spread(f"logit_{name}", values)
+    for name, values in zip(names, rewards, strict=True):
+        result |= _spread(f"reward_{name}", values)
+    for name, learned, true in zip(names, rewards, environment_rewards, strict=True):
+        correlation = correlation_of(learned, true)
+        result |= mean_or_nothing(f"reward_correlation_{name}", correlation)
+    return result
+
+
+def correlation_of(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return Pearson's correlation of two [B]; NaN where one of them does not vary."""
+    first, second = first.double() - first.double().mean(), second.double() - second.double().mean()
+    scale = first.norm() * second.norm()
+    return float(first.dot(second) / scale) if scale > 1e-12 else math.nan
+
+
+def log_integral_of_exp_reward(
+    reward: Callable[[Transition], torch.Tensor],
+    sac: SAC,
+    batch: Transition,
+    generator: torch.Generator,
+) -> float:
+    """Return the mean over states of log of the integral of exp r(s, a) over actions.
+
+    Estimated by importance sampling from the policy: log E over a ~ pi of exp r(s, a) / pi(a|s).
+    """
+    terms = []
+    for _ in range(NUM_ACTIONS):
+        action, pre_tanh, log_pi = sac.sample_action(batch.observation, generator)
+        drawn = batch._replace(action=action, pre_tanh_action=pre_tanh)
+        terms.append(reward(drawn) - log_pi)
+    logs = torch.logsumexp(torch.stack(terms).double(), dim=0) - math.log(NUM_ACTIONS)
+    return float(logs.mean())
+
+
+def mean_or_nothing(name: str, value: float) -> Metrics:
+    """Return the metric, or nothing where it could not be measured."""
+    return {name: value} if math.isfinite(value) else {}
+
+
+def _spread(name: str, values: torch.Tensor) -> Metrics:
+    return {
+        f"{name}_mean": float(values.mean()),
+        f"{name}_std": float(values.std()),
+        f"{name}_min": float(values.min()),
+        f"{name}_max": float(values.max()),
+    }

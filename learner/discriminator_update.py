@@ -1,0 +1,201 @@
+"""One update of the discriminator as a single function of tensors, ready to be compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.func import functional_call, grad_and_value
+from torch.nn import functional
+
+from apprentice.config_imitation import DiscriminatorSettings, RewardForm
+from learner.discriminator import (
+    Discriminator,
+    Masks,
+    Rows,
+    move_singular_vectors,
+    spectrally_normalised,
+)
+from learner.flat import AdamSettings, AdamState, FlatLayout, adam_step, clip_by_norm
+from learner.penalties import gradient_penalty, penalised_rows
+from learner.rewards import reward_of_logit, slope_of_reward
+
+METRICS = (
+    "loss",
+    "cross_entropy",
+    "gradient_penalty",
+    "gradient_norm",
+    "rejected_updates",
+)
+"""What an update returns, in this order: the whole objective; its cross-entropy; the penalty before its
+weight; the gradient's norm before clipping; and 1 where a number that is not finite made it change nothing."""
+
+REWARD_LIMIT = 10.0
+"""Logits are cut to this where a reward is penalised: exp(logit) beyond it drowns everything else."""
+
+
+class DiscriminatorState(NamedTuple):
+    """All tensors that an update changes, in place."""
+
+    adam: AdamState  # [P]
+    singular_vectors: dict[
+        str, torch.Tensor
+    ]  # by the weight's name, each [in]; empty without spectral norm
+
+
+class DiscriminatorNoise(NamedTuple):
+    """The random numbers of one update, drawn outside so that compiled and plain agree."""
+
+    uniform: torch.Tensor  # [B, 1 + X] for the rows whose gradient is penalised
+    mixture: torch.Tensor | None  # [B], shares of the expert, where rows are mixed
+    inputs: torch.Tensor | None  # [2, B, X] Gaussian, scaled, where inputs are blurred
+    masks: list[torch.Tensor] | None  # [3 B, H] each, where units are dropped
+
+
+DiscriminatorUpdate = Callable[
+    [DiscriminatorState, Rows, Rows, DiscriminatorNoise, torch.Tensor], torch.Tensor
+]
+"""(state, expert rows, policy rows, noise, step-size factor []) -> values of METRICS [5]."""
+
+
+def cross_entropy(expert_logits: torch.Tensor, policy_logits: torch.Tensor) -> torch.Tensor:
+    """Return -E_expert log D - E_policy log(1 - D): the sum of two means (1606.03476, equation 17)."""
+    return functional.softplus(-expert_logits).mean() + functional.softplus(policy_logits).mean()
+
+
+def mixed_cross_entropy(logits: torch.Tensor, expert_share: torch.Tensor) -> torch.Tensor:
+    """Return the same for rows that are a mixture, with the expert's share as label (1710.09412)."""
+    as_expert = expert_share * functional.softplus(-logits)
+    return 2.0 * (as_expert + (1.0 - expert_share) * functional.softplus(logits)).mean()
+
+
+def decision_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Return the mean entropy of D in nats."""
+    probability = torch.sigmoid(logits)
+    return (functional.softplus(logits) - probability * logits).mean()
+
+
+def make_discriminator_update(
+    discriminator: Discriminator,
+    layout: FlatLayout,
+    settings: DiscriminatorSettings,
+    form: RewardForm,
+) -> DiscriminatorUpdate:
+    """Build the update for one setting; the result reads nothing but its arguments."""
+    adam = AdamSettings(settings.learning_rate, settings.adam_betas)
+    sloping = _WithGradient(discriminator)
+
+    def judged(parameters: dict[str, torch.Tensor], rows: Rows, masks: Masks) -> torch.Tensor:
+        scores: torch.Tensor = functional_call(discriminator, parameters, (rows, masks))
+        return scores - rows.log_probability
+
+    def update(
+        state: DiscriminatorState,
+        expert: Rows,
+        policy: Rows,
+        noise: DiscriminatorNoise,
+        rate_factor: torch.Tensor,
+    ) -> torch.Tensor:
+        if noise.inputs is not None:
+            expert = expert._replace(inputs=expert.inputs + noise.inputs[0])
+            policy = policy._replace(inputs=policy.inputs + noise.inputs[1])
+
+        if state.singular_vectors:
+            move_singular_vectors(layout.unflatten(state.adam.parameters), state.singular_vectors)
+
+        def objective(vector: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+            parameters = layout.unflatten(vector)
+            if state.singular_vectors:
+                parameters = spectrally_normalised(parameters, state.singular_vectors)
+            num = len(expert.inputs)
+            both = Rows(*(torch.cat(pair) for pair in zip(expert, policy, strict=True)))
+            logits = judged(parameters, both, _part(noise.masks, slice(0, 2 * num)))
+            if noise.mixture is None:
+                entropy_loss = cross_entropy(logits[:num], logits[num:])
+            else:
+                mixed = _mixed(expert, policy, noise.mixture)
+                masks = _part(noise.masks, slice(0, num))
+                entropy_loss = mixed_cross_entropy(judged(parameters, mixed, masks), noise.mixture)
+            loss = entropy_loss
+            penalty = torch.zeros_like(loss)
+            if settings.penalty != "none":
+                rows = penalised_rows(settings.penalty, expert, policy, noise.uniform)
+                gradient = _penalised_gradient(
+                    sloping,
+                    parameters,
+                    rows,
+                    _part(noise.masks, slice(2 * num, None)),
+                    settings.penalty_target,
+                    form,
+                )
+                penalty = gradient_penalty(settings.penalty, gradient)
+                loss = loss + settings.penalty_coefficient * penalty
+            if settings.entropy_bonus > 0.0:
+                loss = loss - settings.entropy_bonus * decision_entropy(logits)
+            if settings.reward_penalty > 0.0:
+                bounded = logits.clamp(-REWARD_LIMIT, REWARD_LIMIT)
+                size = reward_of_logit(bounded, form).square().mean()
+                loss = loss + settings.reward_penalty * size
+            return loss, (entropy_loss.detach(), penalty.detach())
+
+        gradient, (loss, (entropy_loss, penalty)) = grad_and_value(objective, has_aux=True)(
+            state.adam.parameters
+        )
+        gradient, norm = clip_by_norm(gradient, settings.max_gradient_norm)
+        accept = torch.isfinite(loss) & torch.isfinite(norm)
+        adam_step(state.adam, gradient, adam, rate_factor, accept)
+        if settings.weight_decay > 0.0:
+            kept = 1.0 - accept * rate_factor * settings.learning_rate * settings.weight_decay
+            state.adam.parameters.mul_(kept)
+        return torch.stack([loss, entropy_loss, penalty, norm, (~accept).float()]).detach()
+
+    return update
+
+
+def _penalised_gradient(
+    sloping: _WithGradient,
+    parameters: dict[str, torch.Tensor],
+    rows: Rows,
+    masks: Masks,
+    target: str,
+    form: RewardForm,
+) -> torch.Tensor:
+    """Return the gradient by the inputs [B, X] of the logit, the reward, or exp(reward)."""
+    gradient: torch.Tensor
+    scores, gradient = functional_call(
+        sloping,
+        {f"inner.{k}": v for k, v in parameters.items()},
+        (rows, masks),
+    )
+    if target == "logit":
+        return gradient
+    logits = (scores - rows.log_probability).clamp(-REWARD_LIMIT, REWARD_LIMIT)
+    slope = slope_of_reward(logits, form)
+    if target == "exp_reward":
+        reward = reward_of_logit(logits, form)
+        slope = slope * reward.clamp(-REWARD_LIMIT, REWARD_LIMIT).exp()
+    return slope[:, None] * gradient
+
+
+class _WithGradient(torch.nn.Module):
+    """Lets `functional_call` reach `Discriminator.with_gradient`."""
+
+    def __init__(self, inner: Discriminator) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, rows: Rows, masks: Masks) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.inner.with_gradient(rows, masks)
+
+
+def _mixed(expert: Rows, policy: Rows, share: torch.Tensor) -> Rows:
+    return Rows(
+        torch.lerp(policy.inputs, expert.inputs, share[:, None]),
+        torch.lerp(policy.discount, expert.discount, share),
+        torch.lerp(policy.log_probability, expert.log_probability, share),
+    )
+
+
+def _part(masks: list[torch.Tensor] | None, rows: slice) -> Masks:
+    return None if masks is None else [mask[rows] for mask in masks]

@@ -1,0 +1,238 @@
+"""Learning from an expert instead of a reward: the discriminator around SAC, and what it makes of a batch.
+
+Inside a step the order is: discriminator, relabel, SAC. Rewards are computed with the newest
+discriminator for every batch and are never stored; the environment's reward is measured, never learned on.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from apprentice.config import Experiment
+from apprentice.types import EnvironmentSpec, Metrics, Transition
+from learner.absorbing import absorbing_share, with_absorbing_states
+from learner.demonstrated import Demonstrated, ExpertRows
+from learner.diagnostics import diagnose, log_integral_of_exp_reward, mean_or_nothing
+from learner.discriminator_update import METRICS
+from learner.expert_advantage import ExpertAdvantage
+from learner.judging import Judge
+from learner.sac import SAC, Tensors
+from replay.rings import Ring
+
+DIAGNOSED_ROWS = 1024
+NORMALISER_RATE = 1e-3
+
+
+class Imitation:
+    """Discriminator, its optimiser and random stream; SAC and the rings belong to others."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        spec: EnvironmentSpec,
+        device: torch.device,
+        demonstrated: Demonstrated,
+        sac: SAC,
+    ) -> None:
+        self._settings = experiment.imitation
+        self._experiment, self._device, self._sac = experiment, device, sac
+        self._demonstrated = demonstrated
+        self._absorbs = sac.absorbs
+        self._size = sac.batch_size
+        self._generator = torch.Generator(device).manual_seed(experiment.seed + 3)
+        self._sums = torch.zeros(len(METRICS), device=device)
+        self._num_summed = 0
+        self._mean_square = torch.ones(1, device=device)
+        self._judge = Judge(experiment, spec, device, sac) if self._settings.adversarial else None
+        reward = self._settings.reward
+        self._advantage = (
+            ExpertAdvantage(reward.expert_checkpoint, spec, device)
+            if reward.expert_checkpoint is not None
+            else None
+        )
+
+    def learn(self, ring: Ring, num_updates: int) -> None:
+        """Update the discriminator as its schedule says, before SAC's update `num_updates` + 1."""
+        settings = self._settings.discriminator
+        if self._judge is None or num_updates % settings.period:
+            return
+        size = settings.batch_size or self._size
+        for _ in range(settings.updates):
+            expert = self._expert_batch(size)
+            policy = self._made_absorbing(
+                ring.sample(size, self._generator, newest=settings.replay_window),
+                absorbing_share(ring.num_transitions, ring.num_terminated),
+            )
+            self._sums += self._judge.update(expert, policy, self._generator)
+            self._num_summed += 1
+
+    def relabel(self, ring: Ring, batch: Transition) -> tuple[Transition, torch.Tensor]:
+        """Return the batch that SAC learns on, and its reward [B] by the newest discriminator."""
+        share = absorbing_share(ring.num_transitions, ring.num_terminated)
+        batch = self._made_absorbing(batch, share)
+        num_expert = round(self._settings.demonstration_share * len(batch.discount))
+        if num_expert:
+            batch = _replaced(batch, self._expert_batch(num_expert))
+        return batch, self._reward(batch, num_expert)
+
+    def prepare(self, ring: Ring) -> None:
+        """Compile the update by running it on copies; nothing here changes."""
+        if self._judge is None:
+            return
+        generator = self._generator.get_state()
+        size = self._settings.discriminator.batch_size or self._size
+        policy = self._made_absorbing(ring.sample(size, self._generator), 0.0)
+        self._judge.prepare(self._expert_batch(size), policy, self._generator)
+        self._generator.set_state(generator)
+
+    def example(self, ring: Ring, batch: Transition) -> tuple[Transition, torch.Tensor]:
+        """Return what `relabel` would; no state and no random stream moves."""
+        generator, mean_square = self._generator.get_state(), self._mean_square.clone()
+        result = self.relabel(ring, batch)
+        self._generator.set_state(generator)
+        self._mean_square.copy_(mean_square)
+        return result
+
+    def metrics(self, ring: Ring, seed: int) -> Metrics:
+        """Return means of METRICS since the last call, and what `docs/metrics.md` lists under diagnostics.
+
+        Those are measured now, on rows drawn with `seed`: no random stream of training moves.
+        """
+        if self._judge is None:
+            return {}
+        generator = torch.Generator(self._device).manual_seed(seed)
+        values = dict(zip(METRICS, self._sums.tolist(), strict=True)) if self._num_summed else {}
+        result = {f"discriminator/{k}": v / self._num_summed for k, v in values.items()}
+        self._sums.zero_()
+        self._num_summed = 0
+        if ring.num_transitions == 0:
+            return result
+        policy = self._made_absorbing(
+            ring.sample(DIAGNOSED_ROWS, generator),
+            absorbing_share(ring.num_transitions, ring.num_terminated),
+            generator,
+        )
+        expert = self._expert_batch(DIAGNOSED_ROWS, generator)
+        held_out = self._held_out_batch(generator)
+        judge = self._judge
+        measured = diagnose(
+            [judge.logits(rows) for rows in (expert, policy)],
+            None if held_out is None else judge.logits(held_out),
+            [judge.reward(rows) for rows in (expert, policy)],
+            [rows.environment_reward for rows in (expert, policy)],
+        )
+        measured |= self._log_integral(policy, generator)
+        return {**result, **{f"discriminator/{key}": value for key, value in measured.items()}}
+
+    def reward_of(self, batch: Transition) -> torch.Tensor:
+        """Return the learned reward [B] of any transitions, before running normalisation and scale."""
+        assert self._judge is not None
+        return self._judge.reward(batch)
+
+    def state_tensors(self) -> dict[str, Tensors]:
+        """Return copies of everything an exact continuation needs, by the file it is stored in."""
+        groups: dict[str, Tensors] = {
+            "networks": {"mean_square": self._mean_square},
+            "optimiser": {},
+            "random": {"generator": self._generator.get_state()},
+        }
+        if self._judge is not None:
+            for group, tensors in self._judge.state_views().items():
+                groups[group] |= tensors
+        return {
+            group: {k: t.detach().to("cpu", copy=True) for k, t in tensors.items()}
+            for group, tensors in groups.items()
+        }
+
+    def load_state_tensors(self, groups: dict[str, Tensors]) -> None:
+        """Continue from what `state_tensors` returned; raise ValueError where shapes differ."""
+        expected = {
+            g: {k: t.shape for k, t in ts.items()} for g, ts in self.state_tensors().items()
+        }
+        found = {g: {k: t.shape for k, t in ts.items()} for g, ts in groups.items()}
+        if expected != found:
+            raise ValueError("state of another discriminator")
+        self._mean_square.copy_(groups["networks"]["mean_square"])
+        self._generator.set_state(groups["random"]["generator"])
+        if self._judge is not None:
+            for group, tensors in self._judge.state_views().items():
+                for name, tensor in tensors.items():
+                    tensor.copy_(groups[group][name])
+        self._sums.zero_()
+        self._num_summed = 0
+
+    def reseed(self, seed: int) -> None:
+        """Start another random stream, as after a return to an earlier checkpoint."""
+        self._generator.manual_seed(seed)
+
+    def _reward(self, batch: Transition, num_expert: int) -> torch.Tensor:
+        settings = self._settings.reward
+        if settings.override == "environment":
+            return batch.environment_reward
+        if settings.override == "zero":
+            return torch.zeros_like(batch.discount)
+        if self._advantage is not None:
+            return self._advantage(batch)
+        if self._judge is None:  # sqil: 1 for the expert's rows, which come last (1905.11108)
+            reward = torch.zeros_like(batch.discount)
+            reward[len(reward) - num_expert :] = 1.0
+            return reward * settings.scale
+        reward = self._judge.reward(batch)
+        if settings.normalise:
+            self._mean_square.lerp_(reward.square().mean(), NORMALISER_RATE)
+            reward = reward * self._mean_square.rsqrt()
+        return reward * settings.scale
+
+    def _expert_batch(self, size: int, generator: torch.Generator | None = None) -> Transition:
+        return self._drawn(self._demonstrated.train, size, generator or self._generator)
+
+    def _held_out_batch(self, generator: torch.Generator) -> Transition | None:
+        held_out = self._demonstrated.held_out
+        return None if held_out is None else self._drawn(held_out, DIAGNOSED_ROWS, generator)
+
+    def _drawn(self, rows: ExpertRows, size: int, generator: torch.Generator) -> Transition:
+        index = torch.randint(rows.num_rows, (size,), generator=generator, device=self._device)
+        share = absorbing_share(rows.num_rows, rows.num_terminated, rows.subsampling)
+        return self._made_absorbing(rows.transitions(index), share, generator)
+
+    def _made_absorbing(
+        self, batch: Transition, share: float, generator: torch.Generator | None = None
+    ) -> Transition:
+        if not self._absorbs:
+            return batch
+        return with_absorbing_states(batch, share, generator or self._generator)
+
+    def _log_integral(self, policy: Transition, generator: torch.Generator) -> Metrics:
+        if self._settings.discriminator.inputs == "state_next_state" or self._judge is None:
+            return {}
+        few = _first(policy, 128)
+        value = log_integral_of_exp_reward(self._judge.reward, self._sac, few, generator)
+        return mean_or_nothing("log_integral_exp_reward", value)
+
+
+def _replaced(batch: Transition, expert: Transition) -> Transition:
+    """Return the batch with its last rows replaced by the expert's."""
+    kept = len(batch.discount) - len(expert.discount)
+
+    def joined(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return torch.cat([own[:kept], other])
+
+    return Transition(
+        {k: joined(v, expert.observation[k]) for k, v in batch.observation.items()},
+        joined(batch.action, expert.action),
+        joined(batch.pre_tanh_action, expert.pre_tanh_action),
+        joined(batch.environment_reward, expert.environment_reward),
+        joined(batch.discount, expert.discount),
+        {k: joined(v, expert.next_observation[k]) for k, v in batch.next_observation.items()},
+    )
+
+
+def _first(batch: Transition, num: int) -> Transition:
+    return Transition(
+        {k: v[:num] for k, v in batch.observation.items()},
+        batch.action[:num],
+        batch.pre_tanh_action[:num],
+        batch.environment_reward[:num],
+        batch.discount[:num],
+        {k: v[:num] for k, v in batch.next_observation.items()},
+    )

@@ -1,0 +1,171 @@
+"""The discriminator as the learner holds it: rows of a batch, logits, rewards, updates."""
+
+from __future__ import annotations
+
+import torch
+from torch.func import functional_call
+
+from apprentice.config import Experiment
+from apprentice.networks.encoder import ABSORBING
+from apprentice.types import EnvironmentSpec, Transition
+from learner.augmentation import draw_shifts, shift_images
+from learner.compiling import compiled
+from learner.discriminator import Discriminator, Rows, spectrally_normalised
+from learner.discriminator_update import (
+    DiscriminatorNoise,
+    DiscriminatorState,
+    DiscriminatorUpdate,
+    make_discriminator_update,
+)
+from learner.flat import AdamState, FlatLayout, adam_state
+from learner.rewards import imitation_reward
+from learner.sac import SAC, Tensors
+
+
+class Judge:
+    """A discriminator, its optimiser and its compiled update."""
+
+    def __init__(
+        self, experiment: Experiment, spec: EnvironmentSpec, device: torch.device, sac: SAC
+    ) -> None:
+        settings = experiment.imitation.discriminator
+        self._settings, self._sac, self._device = settings, sac, device
+        self._reward = experiment.imitation.reward
+        self._keys = experiment.reads.discriminator
+        self._random_shift = experiment.network.random_shift
+        self._airl = experiment.imitation.method == "airl"
+        size = sum(
+            experiment.network.encoder_features
+            if key == "pixels"
+            else spec.observation[key].shape[0]
+            for key in self._keys
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(experiment.seed + 4)
+            module = Discriminator(
+                size + sac.absorbs,
+                spec.action_size,
+                settings,
+                airl=self._airl,
+                gamma=experiment.sac.gamma,
+            ).to(device)
+            self._layout = FlatLayout(module)
+            vectors = {
+                name: torch.nn.functional.normalize(torch.randn(shape[0]), dim=0).to(device)
+                for name, shape in zip(self._layout.names, self._layout.shapes, strict=True)
+                if settings.spectral_norm and ".weights." in name
+            }
+        self._state = DiscriminatorState(adam_state(self._layout.flatten(module, device)), vectors)
+        self._module = module
+        plain = make_discriminator_update(
+            module, self._layout, settings, experiment.imitation.reward.form
+        )
+        self._update: DiscriminatorUpdate = compiled(plain, experiment.learner.compile, device)
+
+    def rows(self, batch: Transition, generator: torch.Generator | None = None) -> Rows:
+        """Return what is judged of a batch; images are shifted where a generator is given."""
+        with torch.no_grad():
+            observation = self._features(batch.observation, generator)
+            inputs = self._settings.inputs
+            parts = [observation]
+            if self._airl or inputs == "state_action":
+                parts.append(batch.action)
+            if self._airl or inputs == "state_next_state":
+                parts.append(self._features(batch.next_observation, generator))
+            log_probability = torch.zeros_like(batch.discount)
+            if self._airl:
+                log_probability = self._sac.log_probability(
+                    batch.observation, batch.pre_tanh_action
+                )
+            return Rows(torch.cat(parts, dim=1), batch.discount, log_probability)
+
+    def logits(self, batch: Transition) -> torch.Tensor:
+        """Return logits [B], > 0 for what is taken for the expert's."""
+        with torch.no_grad():
+            rows = self.rows(batch)
+            return self._scores(rows) - rows.log_probability
+
+    def reward(self, batch: Transition) -> torch.Tensor:
+        """Return the reward [B] within its bounds; AIRL's is f, without log pi."""
+        with torch.no_grad():
+            return imitation_reward(self._scores(self.rows(batch)), self._reward)
+
+    def update(
+        self, expert: Transition, policy: Transition, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Make one update; return the values of METRICS."""
+        rows = self.rows(expert, generator), self.rows(policy, generator)
+        noise = self._draw_noise(rows[0], generator)
+        return self._update(self._state, *rows, noise, self._sac.rate_factor)
+
+    def prepare(self, expert: Transition, policy: Transition, generator: torch.Generator) -> None:
+        """Compile the update on copies of the state."""
+        copies = DiscriminatorState(
+            AdamState(*(tensor.clone() for tensor in self._state.adam)),
+            {name: vector.clone() for name, vector in self._state.singular_vectors.items()},
+        )
+        rows = self.rows(expert), self.rows(policy)
+        noise = self._draw_noise(rows[0], generator)
+        self._update(copies, *rows, noise, self._sac.rate_factor.clone())
+
+    def state_views(self) -> dict[str, Tensors]:
+        """Return all tensors of the state, by the file they are stored in."""
+        adam = self._state.adam
+        networks = {"discriminator": adam.parameters}
+        for name, vector in self._state.singular_vectors.items():
+            networks[f"discriminator.{name}.singular_vector"] = vector
+        return {
+            "networks": networks,
+            "optimiser": {
+                f"discriminator.{field}": getattr(adam, field)
+                for field in ("first_moment", "second_moment", "num_steps")
+            },
+        }
+
+    def _scores(self, rows: Rows) -> torch.Tensor:
+        parameters = self._layout.unflatten(self._state.adam.parameters)
+        if vectors := self._state.singular_vectors:
+            parameters = spectrally_normalised(parameters, vectors)
+        result: torch.Tensor = functional_call(self._module, parameters, (rows,))
+        return result
+
+    def _features(
+        self, observation: dict[str, torch.Tensor], generator: torch.Generator | None
+    ) -> torch.Tensor:
+        parts = []
+        if "pixels" in self._keys:
+            pixels = observation["pixels"]
+            if generator is not None and self._random_shift:
+                shifts = draw_shifts(len(pixels), self._random_shift, generator, self._device)
+                pixels = shift_images(pixels, shifts)
+            parts.append(self._sac.pixel_features(pixels))
+        if "state" in self._keys:
+            mean, scale = self._sac.normaliser
+            parts.append((observation["state"] - mean) * scale)
+        if ABSORBING in observation:
+            absorbing = observation[ABSORBING]
+            parts = [part * (1.0 - absorbing) for part in parts]
+            parts.append(absorbing)
+        return torch.cat(parts, dim=1)
+
+    def _draw_noise(self, rows: Rows, generator: torch.Generator) -> DiscriminatorNoise:
+        settings, device = self._settings, self._device
+        num, width = rows.inputs.shape
+        uniform = torch.rand((num, 1 + width), generator=generator, device=device)
+        mixture = torch.rand(num, generator=generator, device=device) if settings.mixup else None
+        inputs, masks = None, None
+        if settings.input_noise > 0.0:
+            left = 1.0 - self._state.adam.num_steps / settings.input_noise_updates
+            size = settings.input_noise * left.clamp_min(0.0)
+            inputs = size * torch.randn((2, num, width), generator=generator, device=device)
+        if settings.dropout > 0.0:
+            kept = 1.0 - settings.dropout
+            masks = [
+                (
+                    torch.rand((3 * num, settings.hidden_size), generator=generator, device=device)
+                    < kept
+                ).float()
+                / kept
+                for _ in range(self._module.num_masks)
+            ]
+        return DiscriminatorNoise(uniform, mixture, inputs, masks)
