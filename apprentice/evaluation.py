@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from apprentice.config import EnvironmentSettings
 from apprentice.environments import Environment, make_environment
 from apprentice.environments.renderer import Quality
-from apprentice.networks import Policy
 from apprentice.rollout import rollout
 from apprentice.types import ActionBatch, Ending, Observation, Trajectory
 
@@ -30,6 +29,13 @@ class EvaluationError(Exception):
 
 class EvaluationTimeout(EvaluationError):
     """The episodes took longer than they may."""
+
+
+class Acts(Protocol):
+    """What is evaluated: a policy, or anything else that chooses actions."""
+
+    def act(self, observation: Observation, deterministic: bool) -> ActionBatch:
+        """Choose for K environments."""
 
 
 class Episode(NamedTuple):
@@ -78,7 +84,7 @@ def environment_seed(seed: int) -> int:
 
 
 def evaluate(
-    policy: Policy,
+    policy: Acts,
     task: str,
     seeds: Sequence[int],
     *,
@@ -121,7 +127,7 @@ class _Batch:
     """Episodes side by side; what an environment does after its episode's end is not looked at."""
 
     def __init__(
-        self, environments: Sequence[Environment], policy: Policy, deterministic: bool, keep: int
+        self, environments: Sequence[Environment], policy: Acts, deterministic: bool, keep: int
     ) -> None:
         self._environments = environments
         self._policy, self._deterministic = policy, deterministic

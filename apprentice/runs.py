@@ -44,6 +44,9 @@ __all__ = [
 
 log = structlog.get_logger()
 
+EXPERT_RECORD = "expert.json"
+EXPERT_EPISODE = "expert.trajectory.safetensors"
+"""In the folder of evaluations: what a run that imitates tells of its expert."""
 MAX_TEXT_BYTES = 2**20
 _ID_PART = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _TIME_IN_NAME = re.compile(r"-([0-9]{8}T[0-9]{6})(?:-([0-9]{1,6}))?\Z", re.ASCII)

@@ -20,6 +20,7 @@ COMMANDS = {
     "choose": "choose or make the run that services in containers work on",
     "experiments": "list the experiments and what they resolve to",
     "evaluate": "evaluate a checkpoint: videos, frames and returns into a folder",
+    "demos": "record, look at and convert demonstrations",
     "metrics": "write the metrics of a run as CSV",
     "profile": "show where the time of a run goes",
     "bench": "measure ourselves against others",

@@ -58,6 +58,7 @@ class Learning:
         self.last_batch: Transition | None = None
         self._generator = torch.Generator(device).manual_seed(experiment.seed + 1)
         self._normalised = not experiment.network.normalise_observations
+        self.demonstrations = "" if demonstrated is None else demonstrated.digest
         self.imitation: Imitation | None = None
         self.cloning: Cloning | None = None
         if experiment.imitation.method != "none":

@@ -41,7 +41,12 @@ class Resumed:
 
 def checkpoint_state(learning: Learning, **more: Any) -> dict[str, Any]:
     """Return the JSON part of a checkpoint: counters and what the loop adds."""
-    return {"counters": learning.counters._asdict(), "normalised": learning.normalised, **more}
+    return {
+        "counters": learning.counters._asdict(),
+        "normalised": learning.normalised,
+        "demonstrations": learning.demonstrations,
+        **more,
+    }
 
 
 def resume(
@@ -56,6 +61,12 @@ def resume(
         return None
     path, manifest = found
     _refuse_differences(path, manifest, experiment, spec)
+    used = manifest.state.get("demonstrations", "")
+    if used != learning.demonstrations:
+        raise CannotResume(
+            f"{path.name} learned from demonstrations with SHA-256 {used or 'none'}, found "
+            f"{learning.demonstrations or 'none'}. Start a new run, or bring the file back."
+        )
     groups: dict[str, Tensors] = {name: read_tensors(path, name, manifest) for name in FILES}
     counters = Counters(**manifest.state["counters"])  # type: ignore[arg-type]
     try:

@@ -15,6 +15,7 @@ from apprentice.profiling import Profile
 from apprentice.runs import RunFolder, RunState, RunStatus
 from apprentice.types import EnvironmentSpec, Metrics, Segment
 from apprentice.watchdog import Watchdog
+from learner.demonstrated import ExpertRecord
 from learner.evaluating import Evaluator
 from learner.learning import Learning
 from learner.reporting import (
@@ -56,8 +57,10 @@ class Runner:
         metrics: MetricsWriter,
         profile: Profile,
         should_stop: Callable[[], bool],
+        expert: ExpertRecord | None = None,
     ) -> None:
         self._experiment = experiment
+        self._expert = expert
         self._spec = spec
         self._folder = folder
         self._learning = learning
@@ -282,16 +285,16 @@ class Runner:
             self._best = (mean, result.checkpoint)
             record_best(self._folder.checkpoints, result.checkpoint, mean)
         log.info("evaluated", steps=result.steps, mean=round(mean, 1), episodes=len(result.returns))
-        self._metrics.write(
-            result.steps,
-            self._learning.counters.updates,
-            {
-                "evaluation/return_mean": mean,
-                "evaluation/return_min": min(result.returns),
-                "evaluation/return_max": max(result.returns),
-                "evaluation/seconds": result.seconds,
-            },
-        )
+        values = {
+            "evaluation/return_mean": mean,
+            "evaluation/return_min": min(result.returns),
+            "evaluation/return_max": max(result.returns),
+            "evaluation/seconds": result.seconds,
+        }
+        normalised = None if self._expert is None else self._expert.normalised(mean)
+        if normalised is not None:
+            values["evaluation/normalised_return"] = normalised
+        self._metrics.write(result.steps, self._learning.counters.updates, values)
         prune_checkpoints(self._folder.checkpoints, self._experiment.checkpoint.keep)
 
     def _start_saving(self, now: float) -> None:

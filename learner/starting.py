@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from apprentice import exit_codes
 from apprentice.config import Experiment
+from apprentice.demonstrations.format import DemonstrationError
 from apprentice.environments import environment_spec
 from apprentice.experiments import ExperimentError, load_resolved
 from apprentice.exporter import Exporter, MetricsPortError
@@ -23,6 +24,7 @@ from apprentice.profiling import Profile
 from apprentice.runs import RunFolder, RunLocked
 from apprentice.tokens import TokenError, ensure_token
 from apprentice.types import EnvironmentSpec, Transition
+from learner.demonstrated import keep_expert, load_demonstrated
 from learner.devices import NoSuchDevice, select_device
 from learner.learning import Learning
 from learner.resuming import CannotResume, resume
@@ -72,6 +74,7 @@ def start(
         ServicePortError,
         MetricsPortError,
         TokenError,
+        DemonstrationError,
     ) as error:
         log.error("the learner cannot start", reason=str(error))
         return exit_codes.CONFIGURATION
@@ -110,7 +113,9 @@ def _run(
         log.info("the run has finished already", run=folder.path.name, steps=status.steps)
         return _dismiss_actors(experiment, spec, addresses, token, should_stop)
     profile = Profile()
-    learning = Learning(experiment, [spec], device, profile)
+    known = load_demonstrated(experiment, spec, device)
+    demonstrated, expert = known if known is not None else (None, None)
+    learning = Learning(experiment, [spec], device, profile, demonstrated)
     resumed = resume(folder.checkpoints, learning, experiment, spec)
     service = LearnerService(
         experiment, [spec], addresses.host, addresses.port, folder.path.name, token=token
@@ -121,12 +126,23 @@ def _run(
     exporter: Exporter | None = None
     try:
         runner = Runner(
-            experiment, spec, folder, learning, reader, service, metrics, profile, should_stop
+            experiment,
+            spec,
+            folder,
+            learning,
+            reader,
+            service,
+            metrics,
+            profile,
+            should_stop,
+            expert,
         )
         if addresses.metrics is not None:
             exporter = Exporter(
                 "learner", addresses.metrics, runner.metrics, profile.snapshot, runner.problem
             )
+        if expert is not None:
+            keep_expert(folder.evaluations, expert, experiment)
         profile.lap("starting")
         if resumed is not None:
             runner.restore(resumed)

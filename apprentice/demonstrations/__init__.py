@@ -1,0 +1,1 @@
+"""Demonstrations: the file format, recording, validation, and the loader."""

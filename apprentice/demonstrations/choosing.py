@@ -1,0 +1,69 @@
+"""Which file an experiment means, and which of its episodes are for training."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
+
+BUNDLED: Final = Path(__file__).resolve().parents[2] / "demonstrations"
+"""Where the files that come with the project lie."""
+
+
+def bundled_names() -> tuple[str, ...]:
+    """Return the names of the bundled files."""
+    return tuple(sorted(path.stem for path in BUNDLED.glob("*.hdf5")))
+
+
+def find_demonstrations(reference: str | None, task: str) -> Path:
+    """Return the file that a path or a bundled name means; None is the task's bundled one.
+
+    Raises DemonstrationError where there is none.
+    """
+    name = task if reference is None else reference
+    if reference is not None and (reference.endswith((".hdf5", ".h5")) or "/" in reference):
+        path = Path(reference)
+        if path.is_file():
+            return path
+        raise DemonstrationError(
+            f"imitation.demonstrations.file: expected a file of demonstrations, found nothing at {reference}"
+        )
+    if name in bundled_names():
+        return BUNDLED / f"{name}.hdf5"
+    there = ", ".join(bundled_names()) or "none"
+    raise DemonstrationError(
+        f"imitation.demonstrations.file: expected a path that ends in .hdf5, or a bundled file ({there}); "
+        f"found {name!r}: `apprentice demos record` makes one"
+    )
+
+
+def split_demonstrations(
+    demonstrations: DemonstrationSet, num_train: int | None, num_held_out: int, seed: int
+) -> tuple[DemonstrationSet, DemonstrationSet | None]:
+    """Return episodes to train on and others to measure on; None trains on all that are not held out.
+
+    Both come from one random order, so that no episode is in both. Raises DemonstrationError where there
+    are too few.
+    """
+    found = len(demonstrations.trajectories)
+    wanted = (1 if num_train is None else num_train) + num_held_out
+    if wanted > found:
+        raise DemonstrationError(
+            f"imitation.demonstrations: expected at least {wanted} episodes "
+            f"({num_held_out} of them held out), found {found}"
+        )
+    order = [int(n) for n in np.random.default_rng(seed).permutation(found)]
+    held_out, rest = order[:num_held_out], order[num_held_out:]
+    train = sorted(rest[:num_train])
+    chosen = demonstrations.chosen(sorted(held_out)) if held_out else None
+    return demonstrations.chosen(train), chosen
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

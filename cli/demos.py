@@ -1,0 +1,253 @@
+"""`apprentice demos`: record demonstrations, look at them, and take them elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apprentice import exit_codes
+from cli.evaluate import find_checkpoint
+from cli.failure import CommandFailed
+
+if TYPE_CHECKING:
+    from apprentice.demonstrations.format import DemonstrationSet
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    record = actions.add_parser("record", help="let a checkpoint act and keep whole episodes")
+    record.add_argument("--checkpoint", required=True, metavar="ID", help="RUN:latest, RUN:STEP, …")
+    record.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR")
+    record.add_argument("--episodes", type=_positive, required=True, metavar="N")
+    record.add_argument("--seed", type=int, default=None, help="seed of the first episode")
+    record.add_argument(
+        "--minimum-return", type=float, metavar="R", help="keep only episodes with this return"
+    )
+    record.add_argument(
+        "--stochastic", action="store_true", help="draw actions instead of taking the likeliest"
+    )
+    _with_output(record, "FILE.hdf5")
+    for name, line in (
+        ("inspect", "show what a file holds"),
+        ("validate", "read a file whole and say whether it can be used"),
+    ):
+        one = actions.add_parser(name, help=line)
+        one.add_argument("file", metavar="FILE.hdf5")
+        one.add_argument("--task", help="the task that it must be of")
+    split = actions.add_parser("split", help="make two files without an episode in common")
+    split.add_argument("file", metavar="FILE.hdf5")
+    split.add_argument("--held-out", type=_positive, required=True, metavar="N")
+    split.add_argument("--seed", type=int, default=0)
+    split.add_argument("--train", type=Path, required=True, metavar="FILE.hdf5")
+    split.add_argument("--test", type=Path, required=True, metavar="FILE.hdf5")
+    render = actions.add_parser("render", help="add pixels, drawn from the states in the file")
+    render.add_argument("file", metavar="FILE.hdf5")
+    render.add_argument("--width", type=_positive, default=84)
+    render.add_argument("--height", type=_positive, default=84)
+    render.add_argument("--camera", type=int, default=0)
+    render.add_argument("--frame-stack", type=_positive, default=3)
+    render.add_argument("--quality", choices=("full", "look", "fast"), default="look")
+    _with_output(render, "FILE.hdf5")
+    export = actions.add_parser("export", help="write what others read")
+    export.add_argument("file", metavar="FILE.hdf5")
+    export.add_argument("--format", choices=("npz", "minari"), default="npz")
+    _with_output(export, "FILE.npz or FOLDER")
+    imported = actions.add_parser(
+        "import", help="read what `export` wrote as npz, or Minari's HDF5"
+    )
+    imported.add_argument("file", metavar="FILE")
+    _with_output(imported, "FILE.hdf5")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from apprentice.checkpoint import CheckpointError
+    from apprentice.demonstrations.format import DemonstrationError
+    from apprentice.environments import RenderingUnavailable
+    from apprentice.evaluation import EvaluationError
+
+    action: Callable[[argparse.Namespace], None] = {
+        "record": _record,
+        "inspect": _inspect,
+        "validate": _validate,
+        "split": _split,
+        "render": _render,
+        "export": _export,
+        "import": _import,
+    }[arguments.action]
+    try:
+        action(arguments)
+    except (DemonstrationError, CheckpointError) as error:
+        raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
+    except (EvaluationError, RenderingUnavailable, OSError) as error:
+        raise CommandFailed(str(error)) from None
+    return 0
+
+
+def _record(arguments: argparse.Namespace) -> None:
+    from apprentice.demonstrations.recording import FIRST_SEED, record_demonstrations
+
+    _require_free(arguments.out)
+    demonstrations = record_demonstrations(
+        find_checkpoint(arguments.checkpoint, arguments.runs),
+        arguments.episodes,
+        first_seed=FIRST_SEED if arguments.seed is None else arguments.seed,
+        deterministic=not arguments.stochastic,
+        minimum_return=arguments.minimum_return,
+    )
+    _write(arguments.out, demonstrations)
+    _show(arguments.out, demonstrations)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    path, demonstrations = _read(arguments)
+    _show(path, demonstrations)
+    for number, episode in enumerate(demonstrations.trajectories):
+        print(
+            f"episode {number}: seed {episode.seed}, {len(episode.action)} steps, "
+            f"return {demonstrations.returns[number]:.1f}, {episode.ending.name.lower()}"
+        )
+
+
+def _validate(arguments: argparse.Namespace) -> None:
+    path, demonstrations = _read(arguments)
+    print(
+        f"{path}: {len(demonstrations.trajectories)} episodes of {demonstrations.num_steps} steps can be used"
+    )
+
+
+def _split(arguments: argparse.Namespace) -> None:
+    from apprentice.demonstrations.choosing import split_demonstrations
+
+    _require_free(arguments.train)
+    _require_free(arguments.test)
+    _, demonstrations = _read(arguments)
+    train, test = split_demonstrations(demonstrations, None, arguments.held_out, arguments.seed)
+    assert test is not None
+    for path, part in ((arguments.train, train), (arguments.test, test)):
+        _write(path, part)
+        print(f"{path}: {len(part.trajectories)} episodes")
+
+
+def _render(arguments: argparse.Namespace) -> None:
+    from pydantic import ValidationError
+
+    from apprentice.config import EnvironmentSettings
+    from apprentice.demonstrations.recording import render_demonstrations
+    from apprentice.setting_problems import describe_problems
+
+    _require_free(arguments.out)
+    _, demonstrations = _read(arguments)
+    try:
+        settings = EnvironmentSettings(
+            width=arguments.width,
+            height=arguments.height,
+            camera=arguments.camera,
+            frame_stack=arguments.frame_stack,
+            render_quality=arguments.quality,
+        )
+    except ValidationError as error:
+        problems = "; ".join(describe_problems(EnvironmentSettings, error))
+        raise CommandFailed(problems, exit_codes.CONFIGURATION) from None
+    rendered = render_demonstrations(demonstrations, settings)
+    _write(arguments.out, rendered)
+    _show(arguments.out, rendered)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from apprentice.demonstrations.exchange import export_minari, export_npz
+
+    _require_free(arguments.out)
+    _, demonstrations = _read(arguments)
+    write = {"npz": export_npz, "minari": export_minari}[arguments.format]
+    write(arguments.out, demonstrations)
+    print(arguments.out)
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from apprentice.demonstrations.exchange import import_npz
+    from apprentice.demonstrations.reading import read_demonstrations
+
+    _require_free(arguments.out)
+    path = Path(arguments.file)
+    demonstrations = import_npz(path) if path.suffix == ".npz" else read_demonstrations(path)
+    _write(arguments.out, demonstrations)
+    _show(arguments.out, demonstrations)
+
+
+def _read(arguments: argparse.Namespace) -> tuple[Path, DemonstrationSet]:
+    """Return the file that was named, by path or as one of the bundled ones, and what it holds."""
+    from apprentice.demonstrations.choosing import find_demonstrations
+    from apprentice.demonstrations.format import DemonstrationError
+    from apprentice.demonstrations.reading import read_demonstrations
+
+    path = find_demonstrations(arguments.file, "")
+    demonstrations = read_demonstrations(path)
+    task, spec = getattr(arguments, "task", None), demonstrations.metadata.spec
+    if task is not None and (spec is None or spec.task_id != task):
+        found = "none stated" if spec is None else repr(spec.task_id)
+        raise DemonstrationError(f"{path}: task: expected {task!r}, found {found}")
+    return path, demonstrations
+
+
+def _write(path: Path, demonstrations: DemonstrationSet) -> None:
+    """Write a file and read it again: what it is refused for is seen now, not in a training run."""
+    from apprentice.demonstrations.format import DemonstrationError
+    from apprentice.demonstrations.reading import read_demonstrations
+    from apprentice.demonstrations.writing import write_demonstrations
+
+    write_demonstrations(path, demonstrations)
+    try:
+        read_demonstrations(path)
+    except DemonstrationError:
+        path.unlink()
+        raise
+
+
+def _show(path: Path, demonstrations: DemonstrationSet) -> None:
+    metadata, spec = demonstrations.metadata, demonstrations.metadata.spec
+    returns = demonstrations.returns
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    if spec is not None:
+        print(f"task {spec.task_id}, action repeat {spec.action_repeat}")
+    shapes = {k: list(v.shape[1:]) for k, v in demonstrations.trajectories[0].observation.items()}
+    print(
+        f"{len(returns)} episodes, {demonstrations.num_steps} steps, observations {shapes}, "
+        f"actions [{demonstrations.trajectories[0].action.shape[1]}]"
+    )
+    print(
+        f"returns: mean {sum(returns) / len(returns):.1f}, {min(returns):.1f} to {max(returns):.1f}"
+    )
+    if metadata.expert is not None:
+        expert = metadata.expert
+        print(f"expert {expert.run} at step {expert.steps}, manifest {expert.digest[:16]}")
+        if expert.return_mean is not None:
+            print(
+                f"expert's mean return {expert.return_mean:.1f} over {expert.return_episodes} "
+                "episodes that nobody picked"
+            )
+    if demonstrations.clipped_share:
+        print(f"{demonstrations.clipped_share:.2%} of action entries were cut before atanh")
+
+
+def _require_free(path: Path) -> None:
+    if path.exists():
+        raise CommandFailed(
+            f"--out: expected a path that is free, found {path}: remove it or choose another",
+            exit_codes.CONFIGURATION,
+        )
+
+
+def _with_output(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar=what)
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
+    return number
