@@ -8,6 +8,7 @@ what Minari has no place for: `pre_tanh_action`, `physics_state` and `model_fiel
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -82,6 +83,7 @@ class DemonstrationMetadata(BaseModel):
                 EnvironmentSpec.from_dict(value)
             except (KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"expected an environment spec, {error} is wrong") from None
+            value = json.loads(json.dumps(value))  # lists for tuples, as it is read again
         return value
 
     @property

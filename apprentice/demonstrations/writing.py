@@ -11,9 +11,13 @@ import numpy as np
 from apprentice.demonstrations.format import METADATA, DemonstrationError, DemonstrationSet
 from apprentice.types import Ending, Trajectory
 
+_PACKED = f"{METADATA}/physics_state"
+
 
 def write_demonstrations(path: Path, demonstrations: DemonstrationSet) -> None:
     """Write a file that Minari reads too; arrays lie in it as in memory, so that they can be mapped.
+
+    Only physics states, which no training reads and which are mostly zeros, are compressed.
 
     Raises DemonstrationError where there is nothing to write, and OSError.
     """
@@ -56,9 +60,11 @@ def _write_episode(file: h5py.File, number: int, episode: Trajectory) -> None:
         "terminations": last & (episode.ending == Ending.TERMINATED),
         "truncations": last & (episode.ending != Ending.TERMINATED),
         f"{METADATA}/pre_tanh_action": episode.pre_tanh_action,
-        f"{METADATA}/physics_state": episode.physics_state,
+        _PACKED: episode.physics_state,
     }
     arrays |= {f"{METADATA}/model_fields/{k}": v for k, v in episode.model_fields.items()}
     for name, value in arrays.items():
         if value.size:
-            group.create_dataset(name, data=np.ascontiguousarray(value), track_times=False)
+            packed = {"compression": "gzip", "shuffle": True} if name == _PACKED else {}
+            array = np.ascontiguousarray(value)
+            group.create_dataset(name, data=array, track_times=False, **packed)

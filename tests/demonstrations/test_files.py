@@ -1,0 +1,291 @@
+"""Files of demonstrations: what is written is read, and anything wrong is refused whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from apprentice.demonstrations.choosing import (
+    bundled_names,
+    digest_of,
+    find_demonstrations,
+    split_demonstrations,
+)
+from apprentice.demonstrations.exchange import export_minari, export_npz, import_npz
+from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
+from apprentice.demonstrations.reading import read_demonstrations
+from apprentice.demonstrations.writing import write_demonstrations
+from apprentice.types import Ending, EnvironmentSpec
+from tests.demonstrations.cases import SPEC, demonstrations, trajectory
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "demos.hdf5"
+    write_demonstrations(path, demonstrations())
+    return path
+
+
+def assert_same(found: DemonstrationSet, expected: DemonstrationSet) -> None:
+    assert found.metadata == expected.metadata
+    assert len(found.trajectories) == len(expected.trajectories)
+    for ours, theirs in zip(found.trajectories, expected.trajectories, strict=True):
+        for name, value in theirs._asdict().items():
+            if isinstance(value, dict):
+                assert set(value) == set(getattr(ours, name))
+                for key in value:
+                    np.testing.assert_array_equal(getattr(ours, name)[key], value[key])
+            else:
+                np.testing.assert_array_equal(getattr(ours, name), value)
+
+
+def test_what_is_written_is_read(file: Path) -> None:
+    assert_same(read_demonstrations(file, SPEC), demonstrations())
+
+
+def test_terminated_episodes_keep_their_end(tmp_path: Path) -> None:
+    path = tmp_path / "demos.hdf5"
+    ended = DemonstrationSet(
+        demonstrations().metadata, (trajectory(0, 5, Ending.TERMINATED), trajectory(1, 1))
+    )
+    write_demonstrations(path, ended)
+    found = read_demonstrations(path)
+    assert [t.ending for t in found.trajectories] == [Ending.TERMINATED, Ending.TIME_LIMIT]
+    assert found.trajectories[0].discount.tolist() == [1.0, 1.0, 1.0, 1.0, 0.0]
+    assert found.trajectories[1].discount.tolist() == [1.0]  # a time limit is no termination
+
+
+def test_arrays_are_mapped_and_not_copied(file: Path) -> None:
+    found = read_demonstrations(file)
+    assert isinstance(found.trajectories[0].action, np.memmap)
+
+
+def test_the_same_demonstrations_make_the_same_file(tmp_path: Path) -> None:
+    for name in ("a.hdf5", "b.hdf5"):
+        write_demonstrations(tmp_path / name, demonstrations())
+    assert digest_of(tmp_path / "a.hdf5") == digest_of(tmp_path / "b.hdf5")
+
+
+def test_a_write_that_fails_leaves_the_old_file(file: Path, monkeypatch: Any) -> None:
+    before = digest_of(file)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("apprentice.demonstrations.writing.os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_demonstrations(file, demonstrations(2))
+    assert digest_of(file) == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.99])
+def test_a_truncated_file_is_refused(file: Path, share: float) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DemonstrationError, match=r"demos\.hdf5"):
+        read_demonstrations(file)
+
+
+def test_what_is_no_hdf5_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.hdf5"
+    path.write_bytes(b"hello")
+    with pytest.raises(DemonstrationError, match="expected an HDF5 file"):
+        read_demonstrations(path)
+    with pytest.raises(DemonstrationError, match="cannot be read: No such file"):
+        read_demonstrations(tmp_path / "none.hdf5")
+
+
+def changed(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[h5py.File], None]:
+    def apply(file: h5py.File) -> None:
+        value = change(file[name][()])
+        del file[name]
+        file[name] = value
+
+    return apply
+
+
+def put(position: tuple[int, ...], number: float) -> Callable[[np.ndarray], np.ndarray]:
+    def change(array: np.ndarray) -> np.ndarray:
+        array[position] = number
+        return array
+
+    return change
+
+
+def bomb(file: h5py.File) -> None:
+    del file["episode_1/actions"]
+    file.create_dataset("episode_1/actions", (2**40, 2), "f4", chunks=(1024, 2), compression="gzip")
+
+
+def elsewhere(file: h5py.File) -> None:
+    del file["episode_1/actions"]
+    file["episode_1/actions"] = h5py.ExternalLink("/etc/passwd", "/x")
+
+
+def soft(file: h5py.File) -> None:
+    del file["episode_1/actions"]
+    file["episode_1/actions"] = h5py.SoftLink("/episode_0/actions")
+
+
+def metadata(text: str) -> Callable[[h5py.File], None]:
+    def apply(file: h5py.File) -> None:
+        file.attrs["apprentice"] = text
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (changed("episode_2/actions", put((3, 1), np.nan)), r"episode_2/actions: expected finite .* nan at \[3, 1\]"),
+        (changed("episode_2/actions", put((3, 1), 1.5)), "episode_2/actions: expected entries from -1 to 1, found 1.5"),
+        (changed("episode_0/rewards", put((0,), np.inf)), "episode_0/rewards: expected finite"),
+        (changed("episode_1/observations/state", lambda a: a[:-1]), "episode_1/observations/state: expected 11 rows"),
+        (changed("episode_1/observations/state", lambda a: a[:, :2]), r"episode_1: expected .*\[3\].* as in episode_0"),
+        (changed("episode_1/rewards", lambda a: a[:-1]), r"episode_1/rewards: expected shape \[10\], found \[9\]"),
+        (changed("episode_1/truncations", put((4,), True)), "truncations: expected true at the last step only, found true at step 4"),
+        (changed("episode_1/truncations", put((9,), False)), "neither end nor cut"),
+        (changed("episode_3/apprentice/pre_tanh_action", put((2, 0), 9.0)), "expected atanh of the actions"),
+        (changed("episode_3/apprentice/physics_state", lambda a: a[:-1]), r"physics_state: expected shape \[11, P\]"),
+        (changed("episode_3/actions", lambda a: a.astype("S4")), "episode_3/actions: expected numbers"),
+        (lambda f: f.__delitem__("episode_3/rewards"), "episode_3/rewards: expected an array, found nothing"),
+        (lambda f: f.__delitem__("episode_3"), "total_episodes: expected 4 episodes, found 3"),
+        (lambda f: f.create_group("episode_x"), "expected episode_ and a number"),
+        (bomb, "expected at most .* bytes in all"),
+        (elsewhere, "episode_1/actions: expected an array or a group in this file, found a link"),
+        (soft, "found a link elsewhere"),
+        (metadata("{"), "apprentice: "),
+        (metadata('{"format_version": 99}'), "format_version: expected 1, found 99"),
+        (metadata('{"environment": {"task": 1}}'), "expected an environment spec"),
+        (metadata('{"suprise": 1}'), "suprise"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_refused_with_field_expected_and_found(
+    file: Path, damage: Callable[[h5py.File], None], message: str
+) -> None:
+    with h5py.File(file, "a") as opened:
+        damage(opened)
+    with pytest.raises(DemonstrationError, match=message):
+        read_demonstrations(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task_id": "other"}, "task: expected 'other', found 'fake-task'"),
+        ({"action_repeat": 4}, "action_repeat: expected 4, found 2"),
+        ({"task_parameters": {"mass": 2.0}}, "task_parameters"),
+        ({"observation": {"state": {"shape": [4], "dtype": "float32"}}}, "observations/state: expected shape"),
+        ({"observation": {"pixels": {"shape": [3, 8, 8, 3], "dtype": "uint8"}}}, "demos render"),
+        ({"action": {"shape": [3], "dtype": "float32"}}, "actions: expected 3 entries, found 2"),
+    ],
+)  # fmt: skip
+def test_another_environments_demonstrations_are_refused(
+    file: Path, change: dict[str, Any], message: str
+) -> None:
+    expected = EnvironmentSpec.from_dict({**SPEC.to_dict(), **change})
+    with pytest.raises(DemonstrationError, match=message):
+        read_demonstrations(file, expected)
+
+
+def test_a_foreign_file_is_read_and_its_saturated_actions_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "minari.hdf5"
+    action = np.array([[0.5, 1.0], [-1.0, 0.25]], np.float64)
+    with h5py.File(path, "w") as file:
+        group = file.create_group("episode_0")
+        group["observations"] = np.arange(9, dtype=np.float64).reshape(3, 3)
+        group["actions"] = action
+        group["rewards"] = np.ones(2)
+        group["terminations"] = np.array([False, False])
+        group["truncations"] = np.array([False, True])
+    found = read_demonstrations(path, SPEC)
+    assert found.clipped_share == 0.5
+    episode = found.trajectories[0]
+    assert episode.observation["state"].dtype == np.float32
+    assert float(np.abs(episode.pre_tanh_action).max()) == pytest.approx(7.2543, abs=1e-3)
+    assert episode.physics_state.shape == (3, 0)
+
+
+def test_train_and_held_out_episodes_are_disjoint_and_seeded() -> None:
+    whole = demonstrations(9)
+    train, held_out = split_demonstrations(whole, 5, 3, seed=1)
+    assert held_out is not None
+    ours = {t.seed for t in train.trajectories}
+    theirs = {t.seed for t in held_out.trajectories}
+    assert (len(ours), len(theirs), ours & theirs) == (5, 3, set())
+    again = split_demonstrations(whole, 5, 3, seed=1)[0]
+    assert {t.seed for t in again.trajectories} == ours
+    others = {
+        frozenset(t.seed for t in split_demonstrations(whole, 5, 3, s)[0].trajectories)
+        for s in range(9)
+    }
+    assert len(others) > 3
+    everything, nothing = split_demonstrations(whole, None, 0, seed=0)
+    assert nothing is None
+    assert len(everything.trajectories) == 9
+    with pytest.raises(
+        DemonstrationError, match=r"at least 10 episodes \(3 of them held out\), found 9"
+    ):
+        split_demonstrations(whole, 7, 3, seed=0)
+
+
+def test_numpy_archives_go_there_and_back(tmp_path: Path) -> None:
+    path = tmp_path / "demos.npz"
+    export_npz(path, demonstrations())
+    assert_same(import_npz(path), demonstrations())
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DemonstrationError, match="expected a numpy archive"):
+        import_npz(path)
+
+
+def test_a_folder_for_minari_holds_what_minari_asks_for(tmp_path: Path) -> None:
+    import json
+
+    folder = tmp_path / "minari"
+    export_minari(folder, demonstrations())
+    told = json.loads((folder / "metadata.json").read_text())
+    assert (told["total_episodes"], told["total_steps"]) == (4, 40)
+    space = json.loads(told["observation_space"])
+    assert space["subspaces"]["state"]["shape"] == [3]
+    with h5py.File(folder / "main_data.hdf5") as file:
+        assert set(file["episode_0"]) >= {
+            "observations",
+            "actions",
+            "rewards",
+            "terminations",
+            "truncations",
+        }
+        assert dict(file["episode_0"].attrs)["total_steps"] == 10
+
+
+def test_every_bundled_file_can_be_used_and_is_small() -> None:
+    names = bundled_names()
+    assert "reacher-easy" in names
+    total = 0
+    for name in names:
+        path = find_demonstrations(name, "")
+        found = read_demonstrations(path)
+        assert found.metadata.spec is not None
+        assert found.metadata.spec.task_id == name
+        assert len(found.trajectories) >= 4
+        assert found.metadata.expert is not None
+        assert found.metadata.random_return is not None
+        size = path.stat().st_size
+        total += size
+        assert size <= 2_000_000
+    assert len(names) >= 4
+    assert total <= 6_000_000
+    assert find_demonstrations(None, "reacher-easy") == find_demonstrations("reacher-easy", "")
+
+
+def test_an_unknown_file_is_refused_with_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(DemonstrationError, match="reacher-easy"):
+        find_demonstrations("no-such", "reacher-easy")
+    with pytest.raises(DemonstrationError, match="found nothing at"):
+        find_demonstrations(str(tmp_path / "x.hdf5"), "reacher-easy")
