@@ -76,6 +76,7 @@ RUN apt-get update && \
 RUN pip install --require-hashes -r requirements/learner.lock && requirements/slim
 COPY apprentice apprentice
 COPY replay replay
+COPY demonstrations demonstrations
 COPY learner learner
 COPY cli cli
 RUN python -m compileall -q .

@@ -18,6 +18,7 @@ from apprentice.config_imitation import (
     ImitationSettings,
     RewardSettings,
 )
+from apprentice.suite_tasks import terminates
 
 __all__ = [
     "ActorSettings",
@@ -293,6 +294,16 @@ class Experiment(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     services: ServiceSettings = ServiceSettings()
+
+    @model_validator(mode="after")
+    def _goes_on_where_episodes_terminate(self) -> Experiment:
+        learns = self.imitation.method not in ("none", "bc")
+        if learns and terminates(self.task) and not self.imitation.absorbing_states:
+            raise ValueError(
+                f"imitation.absorbing_states: expected true with {self.task!r}, whose episodes can terminate: "
+                "otherwise the reward's sign alone teaches to end them or to drag them out; found false"
+            )
+        return self
 
     @property
     def observation_keys(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The task names of the DeepMind Control Suite, for who checks a name without importing dm_control.
+"""The names of all tasks, the DeepMind Control Suite's and ours, for who checks a name without importing dm_control.
 
 dm_control takes more than a second to import; its version is locked, and a test holds this list
 against it (`tests/test_experiments.py`).
@@ -30,6 +30,7 @@ SUITE_TASKS: Final = (
     "fish-swim",
     "fish-upright",
     "hopper-hop",
+    "hopper-hop_until_fall",
     "hopper-stand",
     "humanoid-run",
     "humanoid-run_pure_state",
@@ -62,7 +63,7 @@ SUITE_TASKS: Final = (
     "walker-walk",
 )
 
-TERMINATING_TASKS: Final = frozenset({"lqr-lqr_2_1", "lqr-lqr_6_2"})
+TERMINATING_TASKS: Final = frozenset({"hopper-hop_until_fall", "lqr-lqr_2_1", "lqr-lqr_6_2"})
 """Tasks with episodes that can end before the time limit, with discount 0."""
 
 

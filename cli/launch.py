@@ -65,7 +65,8 @@ def read_experiment(
 
 
 def new_run(experiment: Experiment, runs: Path, replay_checkpoints: Path) -> Launch:
-    """Choose ports and make the run's folder."""
+    """Choose ports and make the run's folder, after a look at what the run will learn from."""
+    _require_demonstrations(experiment)
     ports = _choose_ports(experiment.services)
     from apprentice.runs import RunFolder
 
@@ -74,6 +75,18 @@ def new_run(experiment: Experiment, runs: Path, replay_checkpoints: Path) -> Lau
     except OSError as error:
         raise CommandFailed(f"cannot make a run folder in {runs}: {error}") from None
     return Launch(experiment, folder, ports, replay_checkpoints.absolute())
+
+
+def _require_demonstrations(experiment: Experiment) -> None:
+    if experiment.imitation.method == "none":
+        return
+    from apprentice.demonstrations.choosing import require_demonstrations
+    from apprentice.demonstrations.format import DemonstrationError
+
+    try:
+        require_demonstrations(experiment)
+    except DemonstrationError as error:
+        raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
 
 
 def resumed_run(run: str, runs: Path, replay_checkpoints: Path) -> Launch:

@@ -30,11 +30,13 @@ from apprentice.runs import Catalogue, RunStatus
 from evalserver.cache import MediaCache
 from evalserver.telemetry import Telemetry
 from evalserver.worker import Worker
+from learner.demonstrated import Demonstrated, ExpertRecord
 from replay.locks import free_port
 from replay.reader import FeedReader
 from tests.actor.fakes import Stage
+from tests.demonstrations.cases import trajectory
 from tests.evalserver import serving
-from tests.learner import test_running
+from tests.learner import test_imitation, test_running
 from tests.replay import cases
 from tests.test_exporter import scrape
 
@@ -77,14 +79,37 @@ def spans() -> Mapping[str, frozenset[str]]:
 
 @functools.cache
 def _learner() -> tuple[frozenset[str], frozenset[str]]:
-    experiment = test_running.make(evaluation={"period_steps": 24})
+    told = [
+        _learner_of(test_running.make(evaluation={"period_steps": 24}, **settings))
+        for settings in (
+            {},
+            {"imitation": {"method": "dac"}, "sac": {"trust_region": "penalty"}},
+            {"imitation": {"method": "bc"}},
+        )
+    ]
+    written = frozenset[str]().union(*(one[0] for one in told))
+    return written, frozenset[str]().union(*(one[1] for one in told))
+
+
+def _learner_of(experiment: Experiment) -> tuple[frozenset[str], frozenset[str]]:
+    rows = test_imitation.Rows()
+    demonstrated = expert = None
+    if experiment.imitation.method != "none":
+        demonstrated = Demonstrated(rows, rows, None)
+        expert = ExpertRecord(trajectory(0), (9.0,), 9.0, 1.0)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(learner.running, "TICK_SECONDS", 0.0)
         patch.setattr(learner.running, "POLL_SECONDS", 0.001)
         patch.setattr(learner.running, "Evaluator", test_running.FakeEvaluator)
         names: frozenset[str] = frozenset()
         for _ in range(2):  # the second one goes on with the run of the first
-            run = test_running.Run(Path(folder), experiment, test_running.segments(0, 10))
+            run = test_running.Run(
+                Path(folder),
+                experiment,
+                test_running.segments(0, 10),
+                demonstrated=demonstrated,
+                expert=expert,
+            )
             run.learning.profile = profile = run.runner._profile
             run.runner._reader.metrics = _reader_that_met_a_spoiled_segment().metrics  # type: ignore[method-assign]
             run.runner._service = _Service()  # type: ignore[assignment]

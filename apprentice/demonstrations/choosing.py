@@ -8,7 +8,9 @@ from typing import Final
 
 import numpy as np
 
+from apprentice.config import Experiment
 from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
+from apprentice.demonstrations.reading import read_demonstrations
 
 BUNDLED: Final = Path(__file__).resolve().parents[2] / "demonstrations"
 """Where the files that come with the project lie."""
@@ -61,6 +63,32 @@ def split_demonstrations(
     train = sorted(rest[:num_train])
     chosen = demonstrations.chosen(sorted(held_out)) if held_out else None
     return demonstrations.chosen(train), chosen
+
+
+def require_demonstrations(experiment: Experiment) -> None:
+    """Raise DemonstrationError where an experiment's demonstrations are missing or are of another task.
+
+    Reads the whole file, but builds no environment: the learner compares every shape.
+    """
+    if experiment.imitation.method == "none":
+        return
+    settings = experiment.imitation.demonstrations
+    path = find_demonstrations(settings.file, experiment.task)
+    demonstrations = read_demonstrations(path)
+    split_demonstrations(demonstrations, settings.episodes, settings.held_out, settings.seed)
+    spec = demonstrations.metadata.spec
+    if spec is None:
+        return
+    found = {"task": spec.task_id, "environment.action_repeat": spec.action_repeat}
+    expected = {
+        "task": experiment.task,
+        "environment.action_repeat": experiment.environment.action_repeat,
+    }
+    for name, value in expected.items():
+        if found[name] != value:
+            raise DemonstrationError(
+                f"{path}: {name}: expected {value!r} as in the experiment, found {found[name]!r}"
+            )
 
 
 def digest_of(path: Path) -> str:

@@ -1,11 +1,11 @@
-"""Tasks by name: every `domain-task` of the DeepMind Control Suite."""
+"""Tasks by name: every `domain-task` of the DeepMind Control Suite, and a few of our own."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 _requested = os.environ.get("MUJOCO_GL")
 os.environ["MUJOCO_GL"] = "disabled"
 from dm_control import suite  # noqa: E402
+
+from apprentice.environments.hopping import load_hop_until_fall  # noqa: E402
 
 REQUESTED_BACKEND = None if _requested in (None, "", "disabled", "disable", "off") else _requested
 """What the user set MUJOCO_GL to: `egl`, `osmesa` or nothing."""
@@ -43,10 +45,15 @@ class Task:
         return f"{self.domain}-{self.name}"
 
 
+OWN_TASKS: Mapping[str, Callable[[int], Any]] = {"hopper-hop_until_fall": load_hop_until_fall}
+"""Tasks that the suite does not have, and what builds each from a seed."""
+
+
 @cache
 def suite_tasks() -> tuple[str, ...]:
     """Return all task names, as `domain-task`."""
-    return tuple(sorted(f"{domain}-{name}" for domain, name in suite.ALL_TASKS))
+    ours = OWN_TASKS.keys()
+    return tuple(sorted({f"{domain}-{name}" for domain, name in suite.ALL_TASKS} | ours))
 
 
 def find_task(task: str) -> Task:
@@ -63,7 +70,10 @@ def find_task(task: str) -> Task:
 
 
 def load_suite_task(task: Task, seed: int) -> Any:
-    """Build the suite's own environment of a task, with its random state seeded."""
+    """Build dm_control's environment of a task, with its random state seeded."""
     # The suite's models use an attribute that MuJoCo warns about at every load.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    ours = OWN_TASKS.get(task.task_id)
+    if ours is not None:
+        return ours(seed)
     return suite.load(task.domain, task.name, task_kwargs={"random": seed})

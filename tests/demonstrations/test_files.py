@@ -149,7 +149,7 @@ def metadata(text: str) -> Callable[[h5py.File], None]:
         (changed("episode_1/observations/state", lambda a: a[:-1]), "episode_1/observations/state: expected 11 rows"),
         (changed("episode_1/observations/state", lambda a: a[:, :2]), r"episode_1: expected .*\[3\].* as in episode_0"),
         (changed("episode_1/rewards", lambda a: a[:-1]), r"episode_1/rewards: expected shape \[10\], found \[9\]"),
-        (changed("episode_1/truncations", put((4,), True)), "truncations: expected true at the last step only, found true at step 4"),
+        (changed("episode_1/truncations", put((4,), True)), "truncations: expected true at the last step only"),
         (changed("episode_1/truncations", put((9,), False)), "neither end nor cut"),
         (changed("episode_3/apprentice/pre_tanh_action", put((2, 0), 9.0)), "expected atanh of the actions"),
         (changed("episode_3/apprentice/physics_state", lambda a: a[:-1]), r"physics_state: expected shape \[11, P\]"),

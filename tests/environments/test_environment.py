@@ -115,6 +115,22 @@ def test_a_terminating_task_keeps_its_discount_of_zero() -> None:
     assert (step.ending, step.discount) == (Ending.TERMINATED, 0.0)
 
 
+def test_a_hopper_that_falls_ends_its_episode_with_discount_zero() -> None:
+    environment = make_environment("hopper-hop_until_fall", seed=0)
+    start = environment.reset()
+    assert abs(start.observation["state"][1]) < 1e-6  # upright
+    lengths = []
+    for _ in range(5):
+        environment.reset()
+        length, ending = 0, Ending.GOES_ON
+        while ending == Ending.GOES_ON:
+            _, _, discount, ending = environment.step(np.zeros(4))
+            length += 1
+        assert (ending, discount) == (Ending.TERMINATED, 0.0)
+        lengths.append(length)
+    assert min(lengths) > 10 and max(lengths) < 60  # without a torque it falls within 1.2 s
+
+
 def test_action_repeat_sums_rewards_and_divides_the_episode() -> None:
     once = make_environment("cartpole-balance", seed=5)
     settings = EnvironmentSettings(action_repeat=8)

@@ -23,6 +23,7 @@ from apprentice.profiling import Profile, Span
 from apprentice.rpc import EpisodeReport
 from apprentice.runs import RunFolder
 from apprentice.types import Segment
+from learner.demonstrated import Demonstrated, ExpertRecord
 from learner.evaluating import EvaluationResult
 from learner.learning import Learning
 from learner.resuming import resume
@@ -154,11 +155,13 @@ class Run:
         segments: Sequence[Segment],
         then: Callable[[], None] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        demonstrated: Demonstrated | None = None,
+        expert: ExpertRecord | None = None,
     ) -> None:
         self.folder = RunFolder(path)
         self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
         self.folder.evaluations.mkdir(exist_ok=True)
-        self.learning = Learning(experiment, [SPEC], CPU)
+        self.learning = Learning(experiment, [SPEC], CPU, demonstrated=demonstrated)
         self.service = FakeService()
         self.resumed = resume(self.folder.checkpoints, self.learning, experiment, SPEC)
         self.runner = Runner(
@@ -171,6 +174,7 @@ class Run:
             MetricsWriter(self.folder.metrics),
             Profile(),
             should_stop,
+            expert,
         )
         if self.resumed is not None:
             self.runner.restore(self.resumed)
