@@ -21,6 +21,7 @@ COMMANDS = {
     "experiments": "list the experiments and what they resolve to",
     "evaluate": "evaluate a checkpoint: videos, frames and returns into a folder",
     "demos": "record, look at and convert demonstrations",
+    "report": "measure the final policies of runs: rows, a table, a plot",
     "metrics": "write the metrics of a run as CSV",
     "profile": "show where the time of a run goes",
     "bench": "measure ourselves against others",

@@ -57,6 +57,7 @@ class ExpertRecord(NamedTuple):
     returns: tuple[float, ...]  # of the episodes learned from
     expert_return: float  # its mean where nobody picked episodes, or else that of those in the file
     random_return: float | None  # of uniformly random actions
+    rows: int = 0  # steps kept of each episode, on average
 
     def normalised(self, environment_return: float) -> float | None:
         """Return (R - random) / (expert - random), or None where the file does not say."""
@@ -70,6 +71,7 @@ class ExpertRecord(NamedTuple):
             "expert_return": self.expert_return,
             "random_return": self.random_return,
             "returns": list(self.returns),
+            "rows": self.rows,
             "seed": self.example.seed,
         }
 
@@ -109,7 +111,7 @@ def load_demonstrated(
         learned.states if "state" in keys else None,
         digest_of(path),
     )
-    return demonstrated, _record(train)
+    return demonstrated, _record(train, learned.num_rows)
 
 
 def keep_expert(folder: Path, expert: ExpertRecord, experiment: Experiment) -> None:
@@ -127,10 +129,11 @@ def keep_expert(folder: Path, expert: ExpertRecord, experiment: Experiment) -> N
     stage.replace(folder / EXPERT_RECORD)
 
 
-def _record(train: DemonstrationSet) -> ExpertRecord:
+def _record(train: DemonstrationSet, num_rows: int) -> ExpertRecord:
     metadata, returns = train.metadata, train.returns
     expert = metadata.expert
     mean = sum(returns) / len(returns)
     if expert is not None and expert.return_mean is not None:
         mean = expert.return_mean
-    return ExpertRecord(train.trajectories[0], returns, mean, metadata.random_return)
+    rows = round(num_rows / len(returns))
+    return ExpertRecord(train.trajectories[0], returns, mean, metadata.random_return, rows)

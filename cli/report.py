@@ -1,0 +1,151 @@
+"""`apprentice report`: how well the final policies of runs do, as rows of a CSV, a table and a plot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apprentice import exit_codes
+from cli.failure import CommandFailed
+from cli.machine import describe_commit
+
+if TYPE_CHECKING:
+    from apprentice.config import Experiment
+    from apprentice.results import LearningRow
+    from apprentice.runs import RunFolder
+
+FIRST_SEED = 2_000_000
+"""Of the episodes that results are measured on: no periodic evaluation and no demonstration has them."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="folders of finished runs to measure"
+    )
+    parser.add_argument(
+        "--csv", type=Path, required=True, metavar="FILE", help="rows are read from and added to it"
+    )
+    parser.add_argument("--episodes", type=int, default=40, metavar="N")
+    parser.add_argument(
+        "--label",
+        metavar="KEY",
+        help="setting that tells variants apart, as in imitation.reward.form; it joins the method's name",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write table.md and returns.svg there"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from apprentice.results import ResultsError, plot, read_results, table, write_results
+
+    try:
+        rows = {row.key: row for row in read_results(arguments.csv)}
+    except ResultsError as error:
+        raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
+    for path in arguments.runs:
+        row = _measure(path, arguments)
+        rows[row.key] = row
+        write_results(arguments.csv, list(rows.values()))
+        print(f"{path.name}: return {row.environment_return:.1f}", file=sys.stderr)
+    text = table(list(rows.values()))
+    print(text, end="")
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "table.md").write_text(text)
+        (arguments.out / "returns.svg").write_text(plot(list(rows.values())))
+    return 0
+
+
+def _measure(path: Path, arguments: argparse.Namespace) -> LearningRow:
+    """Evaluate a run's final policy: never the best, which would select on the environment's reward."""
+    from apprentice.checkpoint import newest_checkpoint
+    from apprentice.checkpoint_format import CheckpointError
+    from apprentice.experiments import ExperimentError, load_resolved
+    from apprentice.runs import RunFolder
+
+    folder = RunFolder(path)
+    try:
+        experiment = load_resolved(folder.path / "experiment.yaml")
+        found = newest_checkpoint(folder.checkpoints, repair=False)
+    except (ExperimentError, CheckpointError) as error:
+        raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
+    status = folder.read_status()
+    if found is None or status is None or status.state != "finished":
+        state = "no status" if status is None else status.state
+        raise CommandFailed(
+            f"{path}: expected a run that has finished, found {state}: "
+            f"`apprentice up --resume {path.name}` goes on with it",
+            exit_codes.CONFIGURATION,
+        )
+    value = _return_of(found[0], experiment, arguments.episodes)
+    expert = _expert_of(folder)
+    return _row(experiment, value, status.environment_frames, expert, arguments)
+
+
+def _return_of(checkpoint: Path, experiment: Experiment, episodes: int) -> float:
+    from apprentice.checkpoint import load_policy
+    from apprentice.evaluation import evaluate
+
+    policy, _ = load_policy(checkpoint)
+    return evaluate(
+        policy,
+        experiment.task,
+        range(FIRST_SEED, FIRST_SEED + episodes),
+        observation=experiment.reads.policy,
+        settings=experiment.environment,
+        deadline_seconds=3600.0,
+    ).return_mean
+
+
+def _row(
+    experiment: Experiment,
+    value: float,
+    frames: int,
+    expert: dict[str, Any],
+    arguments: argparse.Namespace,
+) -> LearningRow:
+    from apprentice.results import LearningRow
+
+    imitation = experiment.imitation
+    num = len(expert.get("returns", ()))
+    best, worst = expert.get("expert_return"), expert.get("random_return")
+    normalised = None if best is None or worst is None else (value - worst) / (best - worst)
+    method: str = "sac" if imitation.method == "none" else imitation.method
+    if arguments.label:
+        setting: Any = experiment
+        for name in arguments.label.split("."):
+            if not hasattr(setting, name):
+                raise CommandFailed(
+                    f"--label: expected a setting's key, found {arguments.label!r}",
+                    exit_codes.CONFIGURATION,
+                )
+            setting = getattr(setting, name)
+        method = f"{method}:{setting}"
+    return LearningRow(
+        experiment.task,
+        method,
+        num,
+        int(expert.get("rows", 0)),
+        experiment.seed,
+        0 if imitation.method == "bc" else frames,
+        value,
+        best,
+        worst,
+        normalised,
+        f"apprentice grid {experiment.name}",
+        describe_commit(),
+    )
+
+
+def _expert_of(folder: RunFolder) -> dict[str, Any]:
+    from apprentice.runs import EXPERT_RECORD
+
+    try:
+        found = json.loads((folder.evaluations / EXPERT_RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

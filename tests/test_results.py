@@ -1,0 +1,106 @@
+"""Results: interquartile means, intervals, the file, the table and the plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from apprentice.results import (
+    LearningRow,
+    ResultsError,
+    bootstrap_interval,
+    difference_interval,
+    interquartile_mean,
+    plot,
+    read_results,
+    summarise,
+    table,
+    write_results,
+)
+
+
+def row(seed: int, value: float, method: str = "dac", task: str = "reacher-easy") -> LearningRow:
+    return LearningRow(
+        task, method, 10, 50, seed, 200_000, 900.0 * value, 900.0, 0.0, value, "apprentice grid x", "abc"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, 2.0, 3.0, 100.0], 2.5),
+        ([5.0], 5.0),
+        ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 50.0], 3.5),
+        # Of three, the middle half is 1/4 of a third, the middle one, 1/4 of a third: weights 1/6, 2/3, 1/6.
+        ([0.0, 3.0, 12.0], 4.0),
+    ],
+)
+def test_the_interquartile_mean_is_that_of_the_middle_half(
+    values: list[float], expected: float
+) -> None:
+    assert float(interquartile_mean(np.array(values))) == pytest.approx(expected)
+
+
+def test_an_interval_holds_the_mean_and_narrows_with_seeds() -> None:
+    random = np.random.default_rng(0)
+    few, many = random.normal(1.0, 0.1, 5), random.normal(1.0, 0.1, 50)
+    low, high = bootstrap_interval(many.tolist())
+    assert low < 1.0 < high
+    wide = bootstrap_interval(few.tolist())
+    assert wide[1] - wide[0] > high - low
+    assert bootstrap_interval(few.tolist()) == wide
+    assert bootstrap_interval([0.7]) == (0.7, 0.7)
+
+
+def test_a_difference_is_taken_within_tasks() -> None:
+    ours = {"a": [0.9, 0.9, 0.9], "b": [0.5, 0.5, 0.5]}
+    others = {"a": [0.8, 0.8, 0.8], "b": [0.1, 0.1, 0.1]}
+    middle, low, high = difference_interval(ours, others)
+    assert (middle, low, high) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_a_file_goes_there_and_back_and_a_row_is_replaced_by_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    assert read_results(path) == ()
+    rows = [row(1, 0.5), row(0, 0.75, method="bc")]
+    write_results(path, rows)
+    assert set(read_results(path)) == set(rows)
+    assert (
+        path.read_text()
+        .splitlines()[0]
+        .startswith("task,method,demonstrations,rows,seed,frames,return,")
+    )
+    assert row(1, 0.9).key == rows[0].key
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(ResultsError, match="expected the columns task, method"):
+        read_results(path)
+    write_results(path, [row(0, 0.5)])
+    path.write_text(path.read_text().replace(",10,", ",ten,"))
+    with pytest.raises(ResultsError, match="line 2"):
+        read_results(path)
+
+
+def test_the_table_shows_every_seed() -> None:
+    text = table([row(0, 0.5), row(1, 1.0), row(0, 0.25, "bc")])
+    assert (
+        "| reacher-easy | dac | 10 × 50 | 200,000 | 900 | 0.75 | 0.75 [0.50, 1.00] | 0.50, 1.00 |"
+        in text
+    )
+    assert "| reacher-easy | bc | 10 × 50 | 200,000 | 900 | 0.25 |" in text
+    summary = summarise([row(0, 0.5), row(1, 1.0)])["reacher-easy", "dac", 10, 50]
+    assert summary.mean == 0.75
+
+
+def test_the_plot_has_a_dot_for_every_seed() -> None:
+    drawn = ElementTree.fromstring(plot([row(0, 0.5), row(1, 1.0), row(0, 0.25, "bc")]))  # noqa: S314
+    space = "{http://www.w3.org/2000/svg}"
+    assert len(drawn.findall(f"{space}circle")) == 3
+    labels = [text.text for text in drawn.findall(f"{space}text")]
+    assert "reacher-easy, dac, 10 × 50" in labels
