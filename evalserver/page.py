@@ -17,9 +17,12 @@ from apprentice.runs import Catalogue, RunFolder, UnknownCheckpoint
 from apprentice.suite_tasks import SUITE_TASKS
 from evalserver.curves import DEFAULTS, draw_curve, read_curves
 from evalserver.documents import fill, html
+from evalserver.experts import find_expert, read_expert
 
 router = APIRouter(include_in_schema=False)
 
+IMITATION = ("discriminator/", "cloning/", "evaluation/normalised_return")
+"""Metrics that are all drawn, where a run has them."""
 MOST_RUNS = 50
 MOST_ROWS = 200
 RunName = Annotated[str, Query(max_length=300)]
@@ -96,6 +99,7 @@ def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str 
         live=Markup(_live(folder)),  # noqa: S704 - our own template's output
         curves=Markup(_curves(folder, metrics)),  # noqa: S704
         checkpoints=checkpoints[:MOST_ROWS],
+        expert=find_expert(catalogue, folder.path.name),
         evaluations=list(reversed(evaluations))[:MOST_ROWS],
         tasks=SUITE_TASKS,
     )
@@ -103,7 +107,15 @@ def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str 
 
 def _live(folder: RunFolder) -> str:
     status = folder.describe()
-    return fill("live.html", status=status, age=_age(status.updated))
+    expert = read_expert(folder)
+    newest = status.evaluation_returns[-1] if status.evaluation_returns else None
+    return fill(
+        "live.html",
+        status=status,
+        age=_age(status.updated),
+        expert=expert,
+        normalised=None if expert is None else expert.normalised(newest),
+    )
 
 
 def _curves(folder: RunFolder, metrics: tuple[str | None, str | None]) -> str:
@@ -114,7 +126,12 @@ def _curves(folder: RunFolder, metrics: tuple[str | None, str | None]) -> str:
         drawn = Markup(draw_curve(name, found.get(name, [])))  # noqa: S704 - escaped where drawn
         charts.append((which, name, drawn))
     names = sorted(found.keys() | {name for _, name, _ in charts})
-    return fill("curves.html", charts=charts, metrics=names)
+    small = [
+        Markup(draw_curve(name, found[name], titled=True))  # noqa: S704 - escaped where drawn
+        for name in sorted(found)
+        if name.startswith(IMITATION)
+    ]
+    return fill("curves.html", charts=charts, metrics=names, small=small)
 
 
 def _evaluations(folder: RunFolder) -> list[EvaluationRow]:

@@ -17,10 +17,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from apprentice.runs import Catalogue, CheckpointEntry, InvalidCheckpointId, UnknownCheckpoint
 from evalserver.cache import Media, MediaCache, make_media
+from evalserver.experts import ExpertEpisode, find_expert
 from evalserver.jobs import Answer, Busy, DeadlinePassed, Jobs, WorkerFailed
 from evalserver.problems import described, problem
 from evalserver.ranges import answer_with
 from evalserver.schemas import (
+    EXPERT,
     MEDIA_TYPES,
     CheckpointAnswer,
     EpisodeQuery,
@@ -69,17 +71,27 @@ async def evaluate(query: Annotated[EvaluateQuery, Query()], request: Request) -
     """Run a checkpoint's policy and answer with the rollout itself."""
     catalogue: Catalogue = request.app.state.catalogue
     cache: MediaCache = request.app.state.cache
-    names = [query.checkpoint] if query.beside is None else [query.checkpoint, query.beside]
+    names = [query.checkpoint]
+    if query.beside is not None and query.beside != EXPERT:
+        names.append(query.beside)
     try:
         entries = [await asyncio.to_thread(catalogue.resolve, name) for name in names]
     except UnknownCheckpoint as error:
         return problem(404, "No such checkpoint", str(error))
     except InvalidCheckpointId as error:
         return problem(422, "Not a checkpoint id", str(error))
+    expert: ExpertEpisode | None = None
+    if query.beside == EXPERT:
+        expert = await asyncio.to_thread(find_expert, catalogue, entries[0].run)
+        if expert is None:
+            return problem(
+                404, "No such episode", f"run {entries[0].run} keeps no episode of an expert"
+            )
+        query = query.model_copy(update={"seed": expert.seed})
     key = _cache_key(query, entries)
     media = cache.get(key)
     if media is None:
-        made = await _make(query, entries, request)
+        made = await _make(query, entries, expert, request)
         if isinstance(made, Response):
             return made
         media = made
@@ -91,11 +103,16 @@ async def evaluate(query: Annotated[EvaluateQuery, Query()], request: Request) -
 
 
 async def _make(
-    query: EvaluateQuery, entries: list[CheckpointEntry], request: Request
+    query: EvaluateQuery,
+    entries: list[CheckpointEntry],
+    expert: ExpertEpisode | None,
+    request: Request,
 ) -> Media | Response:
     """Have the workers make what is asked for; return a Response where that failed."""
-    paths = [str(entry.path) for entry in entries]
-    answer = await _work({**query.model_dump(), "paths": paths}, request)
+    asked: dict[str, Any] = {**query.model_dump(), "paths": [str(entry.path) for entry in entries]}
+    if expert is not None:
+        asked["expert"] = str(expert.path)
+    answer = await _work(asked, request)
     if isinstance(answer, Response):
         return answer
     first, *others = entries
@@ -108,6 +125,8 @@ async def _make(
     }
     for entry in others:
         report["beside"] = {**report["beside"], "checkpoint": entry.id, "run": entry.run}
+    if expert is not None:
+        report["beside"] = {**report["beside"], "checkpoint": EXPERT, "run": first.run}
     report = EvaluateAnswer.model_validate(report).model_dump()
     return make_media(report, answer.media, MEDIA_TYPES.get(query.format, "application/json"))
 
@@ -184,7 +203,7 @@ def _cache_key(query: EvaluateQuery, entries: list[CheckpointEntry]) -> str:
         except OSError:
             files.append([entry.id])
     asked = query.model_dump(mode="json", exclude={"checkpoint", "beside"})
-    return json.dumps([files, asked], sort_keys=True)
+    return json.dumps([files, asked, query.beside == EXPERT], sort_keys=True)
 
 
 def _media_links(query: EvaluateQuery, entries: list[CheckpointEntry]) -> dict[str, str]:
@@ -192,7 +211,7 @@ def _media_links(query: EvaluateQuery, entries: list[CheckpointEntry]) -> dict[s
     asked = query.model_dump(mode="json", exclude_defaults=True, exclude={"format"})
     asked["checkpoint"] = entries[0].id
     if query.beside is not None:
-        asked["beside"] = entries[1].id
+        asked["beside"] = EXPERT if query.beside == EXPERT else entries[1].id
     return {
         kind: "/evaluate?" + urllib.parse.urlencode({**asked, "format": kind})
         for kind in MEDIA_TYPES

@@ -10,6 +10,9 @@ LARGEST_PIXEL_BUDGET = 640 * 640 * 4000
 """Width times height times frames that one request may ask for."""
 
 
+EXPERT = "expert"
+"""What `beside` says for a demonstration."""
+
 Format = Literal["mp4", "gif", "webp", "png", "json"]
 MEDIA_TYPES: dict[str, str] = {
     "mp4": "video/mp4",
@@ -45,9 +48,19 @@ class EvaluateQuery(BaseModel):
     fps: Annotated[float, Field(ge=1, le=120, allow_inf_nan=False)] = 25.0
     """Frames a second, played in real time: only the frames shown are rendered."""
     beside: Annotated[str, Field(min_length=1, max_length=300)] | None = None
-    """A second checkpoint, run with the same seeds and shown to the right of the first."""
+    """A second checkpoint, run with the same seeds and shown to the right of the first; or `expert`: an
+    episode of the demonstrations that the run learned from, which the policy starts like, with its seed."""
     format: Format = "mp4"
     """The rollout as video (mp4, gif, webp), as one sheet of pictures (png), or its returns (json)."""
+
+    @model_validator(mode="after")
+    def _as_the_expert(self) -> EvaluateQuery:
+        if self.beside == EXPERT and (self.episodes > 1 or self.task is not None):
+            raise ValueError(
+                "beside=expert: expected one episode of the run's own task, found "
+                f"episodes={self.episodes}, task={self.task}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _within_budget(self) -> EvaluateQuery:

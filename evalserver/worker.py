@@ -71,6 +71,8 @@ class Worker:
                 self._check_fit(task, experiment)
             ready = time.monotonic()
             rollouts = [self._roll_out(request, task, *parts) for parts in loaded]
+            if "expert" in request:
+                rollouts.append(self._kept({"trajectory": request["expert"], "steps": 0}))
         evaluated = time.monotonic()
         media = self._draw(request, rollouts) if request["format"] != "json" else b""
         first, *others = [

@@ -13,7 +13,6 @@ from apprentice.checkpoint_format import MANIFEST
 from apprentice.config import EnvironmentSettings
 from apprentice.demonstrations.choosing import digest_of
 from apprentice.demonstrations.format import (
-    LARGEST_ACTION,
     DemonstrationError,
     DemonstrationMetadata,
     DemonstrationSet,
@@ -21,7 +20,7 @@ from apprentice.demonstrations.format import (
 )
 from apprentice.environments import environment_spec, make_environment
 from apprentice.evaluation import evaluate
-from apprentice.types import ActionBatch, Observation
+from apprentice.networks import UniformPolicy
 
 RANDOM_EPISODES = 40
 FIRST_SEED = 1_000_000
@@ -81,7 +80,9 @@ def record_demonstrations(
             return_episodes=num,
         ),
         random_return=evaluate(
-            _UniformPolicy(experiment.task, keys, experiment.environment),
+            UniformPolicy(
+                environment_spec(experiment.task, keys, experiment.environment), seed=first_seed
+            ),
             experiment.task,
             range(first_seed, first_seed + RANDOM_EPISODES),
             observation=("state",),
@@ -139,16 +140,3 @@ def render_demonstrations(
         }
     )
     return DemonstrationSet(metadata, tuple(episodes), demonstrations.clipped_share)
-
-
-class _UniformPolicy:
-    """Actions drawn uniformly from [-1, 1], whatever is seen."""
-
-    def __init__(self, task: str, keys: Sequence[str], settings: EnvironmentSettings) -> None:
-        self._size = environment_spec(task, keys, settings).action_size
-        self._random = np.random.default_rng(0)
-
-    def act(self, observation: Observation, deterministic: bool) -> ActionBatch:
-        num = len(next(iter(observation.values())))
-        action = self._random.uniform(-1.0, 1.0, (num, self._size)).astype(np.float32)
-        return ActionBatch(action, np.arctanh(action * np.float32(LARGEST_ACTION)))

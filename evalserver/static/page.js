@@ -57,7 +57,10 @@ if (live) {
     const link = event.target.closest("a.play, a.watch");
     if (link === null) return;
     event.preventDefault();
-    if (link.dataset.checkpoint) player.elements.checkpoint.value = link.dataset.checkpoint;
+    if (link.dataset.checkpoint) {
+      player.elements.checkpoint.value = link.dataset.checkpoint;
+      player.elements.beside.value = link.dataset.beside || "";
+    }
     video.scrollIntoView({ block: "nearest" });
     play(link.getAttribute("href"));
   });

@@ -24,7 +24,7 @@ from apprentice.config import EnvironmentSettings, Experiment
 from apprentice.environments import environment_spec, probe_rendering
 from apprentice.evaluation import Episode, evaluate
 from apprentice.networks import UniformPolicy, build_policy
-from apprentice.runs import RunFolder
+from apprentice.runs import EXPERT_EPISODE, EXPERT_RECORD, RunFolder
 from apprentice.trajectories import save_trajectory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +131,16 @@ def keep_episode(run: Path, steps: int, seed: int = 3) -> Episode:
         task="reacher-easy",
         settings=EnvironmentSettings(),
     )
+    return episode
+
+
+def keep_expert(run: Path, seed: int = 5) -> Episode:
+    """Leave what a learner that imitates leaves of its expert; it starts like the evaluation `seed`."""
+    episode = keep_episode(run, 100, seed)
+    kept = run / "evaluations" / "step-000000000100.trajectory.safetensors"
+    kept.rename(run / "evaluations" / EXPERT_EPISODE)
+    numbers = {"expert_return": 900.0, "random_return": 100.0, "returns": [900.0], "seed": seed}
+    (run / "evaluations" / EXPERT_RECORD).write_text(json.dumps(numbers))
     return episode
 
 

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from apprentice.config import Experiment
 from apprentice.run_status import RunStatus
-from apprentice.runs import RunFolder
+from apprentice.runs import EXPERT_RECORD, RunFolder
 from evalserver.app import create_app
 from evalserver.curves import Point, draw_curve, nice_ticks, read_curves
 
@@ -50,6 +50,33 @@ def make_run(root: Path, name: str = "reach", **status: Any) -> RunFolder:
 
 def client_of(root: Path) -> TestClient:
     return TestClient(create_app(root), base_url="http://localhost")
+
+
+def test_an_imitating_run_shows_its_expert_and_every_metric_of_its_discriminator(
+    tmp_path: Path,
+) -> None:
+    folder = make_run(
+        tmp_path,
+        state="training",
+        max_steps=100,
+        evaluation_returns=(100.0, 500.0),
+        best_return=500.0,
+    )
+    plain = client_of(tmp_path).get("/").text
+    assert "expert" not in plain
+    numbers = {"expert_return": 900.0, "random_return": 100.0, "returns": [900.0], "seed": 5}
+    (folder.evaluations / EXPERT_RECORD).write_text(json.dumps(numbers))
+    metrics = {"discriminator/entropy": 0.5, "discriminator/accuracy_expert": 0.75}
+    row = {"time": 1.0, "steps": 20, "updates": 3, "metrics": metrics}
+    folder.metrics.write_text(json.dumps(row) + "\n")
+    text = client_of(tmp_path).get("/").text
+    assert "<dt>normalised return</dt><dd>0.50</dd>" in text
+    assert "<dt>expert's return</dt><dd>900" in text.replace("&#39;", "'")
+    for name in metrics:
+        assert f'aria-label="{name} over agent steps"' in text
+    assert Outline(text).open == []
+    (folder.evaluations / EXPERT_RECORD).write_text("{")
+    assert client_of(tmp_path).get("/").status_code == 200
 
 
 def test_with_no_run_it_says_how_to_start_one(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.evalserver.serving import (
     Server,
     busy_worker,
     keep_episode,
+    keep_expert,
     make_run,
     needs_graphics,
     workers_of,
@@ -122,6 +123,28 @@ def test_two_checkpoints_are_shown_side_by_side(server: Server, runs: Path, run:
     assert np.abs(first[:, :64] - first[:, 64:]).max() == 0
     missing = server.get("/evaluate", checkpoint=run, beside="nobody")
     assert missing.status == 404
+
+
+@needs_graphics
+def test_a_policy_is_shown_beside_the_expert_from_the_same_start(
+    server: Server, runs: Path, run: str
+) -> None:
+    imitator = make_run(runs, "imitator", "reacher-easy")
+    expert = keep_expert(runs / imitator)
+    query = {"max_steps": 30, "width": 64, "height": 48, "fps": 10, "beside": "expert"}
+    report = server.get("/evaluate", checkpoint=imitator, format="json", **query).json
+    assert report["beside"]["checkpoint"] == "expert"
+    assert report["beside"]["return_mean"] == pytest.approx(expert.environment_return)
+    assert [episode["seed"] for episode in report["episodes"]] == [expert.seed]
+    reply = server.get(report["media"]["png"])
+    with Image.open(io.BytesIO(reply.body)) as image:
+        first = np.asarray(image)[:48, :128].astype(int)
+    assert np.abs(first[:, :64] - first[:, 64:]).max() == 0
+    nobody = server.get("/evaluate", checkpoint=run, beside="expert")
+    assert nobody.status == 404
+    assert "keeps no episode of an expert" in nobody.json["detail"]
+    several = server.get("/evaluate", checkpoint=imitator, beside="expert", episodes=2)
+    assert several.status == 422
 
 
 @needs_graphics
