@@ -5,14 +5,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import structlog
 import torch
 
 from apprentice.types import Metrics, Transition
 from learner.discriminator_update import decision_entropy
 from learner.sac import SAC
 
+log = structlog.get_logger()
+
+SURE_ACCURACY = 0.995
 NUM_ACTIONS = 16
 """Actions drawn for each state to estimate an integral over actions."""
+
+
+class CollapseAlarm:
+    """Says once, in the log, when a discriminator has stopped teaching: it is always right, or guesses."""
+
+    def __init__(self) -> None:
+        self._ringing = False
+
+    def look(self, measured: Metrics) -> float:
+        """Return 1 where both accuracies are 0.995 or more, or the entropy is within 0.001 of chance."""
+        sure = min(measured["accuracy_expert"], measured["accuracy_policy"]) >= SURE_ACCURACY
+        guessing = measured["entropy"] >= math.log(2.0) - 0.001
+        if (sure or guessing) and not self._ringing:
+            log.warning(
+                "the discriminator has collapsed",
+                how="it is never wrong" if sure else "it guesses",
+                accuracy_expert=measured["accuracy_expert"],
+                accuracy_policy=measured["accuracy_policy"],
+            )
+        self._ringing = sure or guessing
+        return float(self._ringing)
 
 
 def diagnose(

@@ -12,7 +12,7 @@ from apprentice.config import Experiment
 from apprentice.types import EnvironmentSpec, Metrics, Transition
 from learner.absorbing import absorbing_share, with_absorbing_states
 from learner.demonstrated import Demonstrated, ExpertRows
-from learner.diagnostics import diagnose, log_integral_of_exp_reward, mean_or_nothing
+from learner.diagnostics import CollapseAlarm, diagnose, log_integral_of_exp_reward, mean_or_nothing
 from learner.discriminator_update import METRICS
 from learner.expert_advantage import ExpertAdvantage
 from learner.judging import Judge
@@ -43,6 +43,7 @@ class Imitation:
         self._sums = torch.zeros(len(METRICS), device=device)
         self._num_summed = 0
         self._mean_square = torch.ones(1, device=device)
+        self._collapse = CollapseAlarm()
         self._judge = Judge(experiment, spec, device, sac) if self._settings.adversarial else None
         reward = self._settings.reward
         self._advantage = (
@@ -122,6 +123,7 @@ class Imitation:
             [rows.environment_reward for rows in (expert, policy)],
         )
         measured |= self._log_integral(policy, generator)
+        measured["alarm"] = self._collapse.look(measured)
         return {**result, **{f"discriminator/{key}": value for key, value in measured.items()}}
 
     def reward_of(self, batch: Transition) -> torch.Tensor:

@@ -86,8 +86,11 @@ def require_demonstrations(experiment: Experiment) -> None:
     }
     for name, value in expected.items():
         if found[name] != value:
+            fitting = experiment.task in bundled_names()
+            advice = f"; the bundled file {experiment.task!r} would fit" if fitting else ""
             raise DemonstrationError(
                 f"{path}: {name}: expected {value!r} as in the experiment, found {found[name]!r}"
+                + (advice if name == "task" else "")
             )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from apprentice.demonstrations.format import (
-    LARGEST_DECLARED_BYTES,
+    LARGEST_UNPACKED_BYTES,
     DemonstrationError,
     DemonstrationMetadata,
     DemonstrationSet,
@@ -53,11 +55,7 @@ def import_npz(path: Path) -> DemonstrationSet:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            declared = sum(entry.file_size for entry in archive.infolist())
-        if declared > LARGEST_DECLARED_BYTES:
-            raise DemonstrationError(
-                f"{path}: expected at most {LARGEST_DECLARED_BYTES} bytes unpacked, found {declared}"
-            )
+            _require_modest(path, archive)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         return _from_arrays(arrays)
@@ -65,6 +63,29 @@ def import_npz(path: Path) -> DemonstrationSet:
         raise DemonstrationError(f"{path}: expected an array {error}, found none") from None
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DemonstrationError(f"{path}: expected a numpy archive, found: {error}") from None
+
+
+def _require_modest(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse an archive that would unpack to more than it may, or whose arrays say more than it holds."""
+    declared = sum(entry.file_size for entry in archive.infolist())
+    if declared > LARGEST_UNPACKED_BYTES:
+        raise DemonstrationError(
+            f"{path}: expected at most {LARGEST_UNPACKED_BYTES} bytes unpacked, found {declared}"
+        )
+    npy: Any = np.lib.format
+    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    for entry in archive.infolist():
+        with archive.open(entry) as file:
+            version = npy.read_magic(file)
+            read = headers.get(version)
+            if read is None:
+                raise ValueError(f"{entry.filename} has an unknown format {version}")
+            shape, _, dtype = read(file)
+        if math.prod(shape) * dtype.itemsize > entry.file_size:
+            raise DemonstrationError(
+                f"{path}: {entry.filename}: expected as many bytes as its shape {list(shape)} says, "
+                f"found {entry.file_size}"
+            )
 
 
 def _from_arrays(arrays: dict[str, np.ndarray]) -> DemonstrationSet:

@@ -23,7 +23,9 @@ METADATA: Final = "apprentice"
 """Name of the file's attribute with our metadata, and of each episode's group with our arrays."""
 LARGEST_FILE_BYTES: Final = 16 << 30
 LARGEST_DECLARED_BYTES: Final = 16 << 30
-"""Of all arrays together once they are unpacked: a small file may declare a large array."""
+"""Of all arrays together: a small file may declare a large one."""
+LARGEST_UNPACKED_BYTES: Final = 4 << 30
+"""Of all arrays that are read into memory because they are compressed."""
 MAX_EPISODES: Final = 100_000
 MAX_METADATA_CHARACTERS: Final = 60_000
 LARGEST_ACTION: Final = 1.0 - 1e-6
@@ -128,7 +130,8 @@ def require_spec(
     spec = metadata.spec
     if spec is not None:
         if spec.task_id != expected.task_id:
-            raise refuse("task", repr(expected.task_id), repr(spec.task_id))
+            advice = f"; {expected.task_id}'s own are recorded with `apprentice demos record`"
+            raise refuse("task", repr(expected.task_id), repr(spec.task_id), advice)
         if dict(spec.task_parameters) != dict(expected.task_parameters):
             found = dict(spec.task_parameters)
             raise refuse("task_parameters", dict(expected.task_parameters), found)

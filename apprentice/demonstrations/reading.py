@@ -16,6 +16,7 @@ from apprentice.demonstrations.format import (
     LARGEST_ACTION,
     LARGEST_DECLARED_BYTES,
     LARGEST_FILE_BYTES,
+    LARGEST_UNPACKED_BYTES,
     MAX_EPISODES,
     MAX_METADATA_CHARACTERS,
     METADATA,
@@ -88,7 +89,7 @@ class _Reader:
 
     def _require_modest(self) -> None:
         """Refuse what would lead elsewhere or would not fit in memory, before any array is read."""
-        declared = 0
+        declared = packed = 0
         for name, link in self._links(self._file, ""):
             if not isinstance(link, h5py.HardLink):
                 raise self._refuse(name, "an array or a group in this file", "a link elsewhere")
@@ -96,11 +97,15 @@ class _Reader:
             if isinstance(item, h5py.Dataset):
                 if item.is_virtual or item.external:
                     raise self._refuse(name, "numbers in this file", "an array kept elsewhere")
-                declared += item.size * item.dtype.itemsize
-                if declared > LARGEST_DECLARED_BYTES:
-                    raise self._refuse(
-                        name, f"at most {LARGEST_DECLARED_BYTES} bytes in all", f"{declared}"
-                    )
+                size = item.size * item.dtype.itemsize
+                declared += size
+                packed += size if item.chunks else 0
+                for found, most in (
+                    (declared, LARGEST_DECLARED_BYTES),
+                    (packed, LARGEST_UNPACKED_BYTES),
+                ):
+                    if found > most:
+                        raise self._refuse(name, f"at most {most} bytes in all", f"{found}")
 
     def _links(self, group: h5py.Group, prefix: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
         if depth > 6:
@@ -137,9 +142,15 @@ class _Reader:
         if action.ndim != 2 or len(action) == 0:
             raise self._refuse(f"{name}/actions", "shape [L, A], L > 0", f"{list(action.shape)}")
         length = len(action)
-        largest = float(np.abs(action).max(initial=0.0))
-        if largest > 1.0 + 1e-6:
-            raise self._refuse(f"{name}/actions", "entries from -1 to 1", f"{largest:g}")
+        low, high = action.min(0), action.max(0)
+        beyond = np.flatnonzero(np.maximum(-low, high) > 1.0 + 1e-6)
+        if len(beyond):
+            worst = int(beyond[0])
+            raise self._refuse(
+                f"{name}/actions",
+                "entries from -1 to 1, the environment's bounds scaled",
+                f"dimension {worst} from {low[worst]:g} to {high[worst]:g}",
+            )
         reward = self._array(name, "rewards", (length,), "f")
         ending = self._ending(name, length)
         discount = np.ones(length, np.float32)

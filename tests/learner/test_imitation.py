@@ -12,6 +12,7 @@ import torch
 from apprentice.config import Experiment
 from apprentice.types import Ending, Segment, Transition
 from learner.demonstrated import Demonstrated
+from learner.diagnostics import CollapseAlarm
 from learner.learning import Learning
 from tests.learner.test_learning import CPU, SPEC, assert_same_state, make_segment
 
@@ -300,3 +301,20 @@ def ended(segment: Segment) -> Segment:
     discount = segment.discount.copy()
     discount[-1] = 0.0
     return segment._replace(discount=discount, ending=Ending.TERMINATED)
+
+
+def test_a_discriminator_that_is_never_wrong_is_told_of_and_its_reward_stays_bounded() -> None:
+    one = learning("dac", shift=40.0, discriminator={"learning_rate": 0.1, "penalty": "none"})
+    drive(one, 0, 12)
+    found = one.metrics()
+    assert found["discriminator/alarm"] == 1.0
+    assert found["discriminator/reward_expert_max"] <= 10.0
+    assert found["discriminator/reward_policy_min"] >= -10.0
+    assert found["learner/rejected_updates"] == 0.0
+
+
+def test_an_alarm_rings_at_chance_too_and_ends() -> None:
+    alarm = CollapseAlarm()
+    chance = {"accuracy_expert": 0.5, "accuracy_policy": 0.5, "entropy": math.log(2.0)}
+    healthy = {"accuracy_expert": 0.9, "accuracy_policy": 0.8, "entropy": 0.4}
+    assert [alarm.look(values) for values in (healthy, chance, healthy)] == [0.0, 1.0, 0.0]
