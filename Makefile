@@ -1,6 +1,6 @@
 # Every target does its own set-up (requirements/install); what is done already costs nothing.
 #
-#   make run      train reacher-easy, with the evaluation server on port 8000
+#   make run      imitate the expert of reacher-easy, with the evaluation server on port 8000
 #                 (EXPERIMENT=name, ARGS="--set seed=1", TORCH_INDEX=url: see README.md)
 #   make test     all tests but the slow ones; ARGS goes to pytest
 #   make soak     the slow tests
@@ -10,7 +10,7 @@
 #   make protos   generate apprentice/rpc/v1 from proto/
 #   make lock     solve requirements/*.in anew
 
-EXPERIMENT ?= reacher-easy
+EXPERIMENT ?= dac-reacher-easy
 ARGS ?=
 BIN := .venv/bin
 SOURCES := actor apprentice benchmarks cli evalserver learner replay tests
