@@ -105,18 +105,23 @@ class RewardSettings(Settings):
     """Divide by a running root mean square, so that rewards have magnitude 1."""
     scale: float = Field(1.0, gt=0)
     """Factor on the result."""
-    override: Literal["environment", "zero", "expert_advantage"] | None = None
-    """Learn on another reward, to tell a fault of SAC from one of the discriminator."""
+    override: Literal["environment", "zero", "expert_advantage", "recovered"] | None = None
+    """Learn on another reward: to tell a fault of SAC from one of the discriminator, or, with `recovered`, to
+    see what the reward is worth that an earlier run learned."""
     expert_checkpoint: str | None = None
     """Path of the expert's checkpoint, for `expert_advantage`."""
+    recovered_checkpoint: str | None = None
+    """Path of the earlier run's checkpoint, for `recovered`."""
 
     @model_validator(mode="after")
-    def _expert_is_known(self) -> RewardSettings:
-        if (self.override == "expert_advantage") != (self.expert_checkpoint is not None):
-            raise ValueError(
-                "imitation.reward: expected expert_checkpoint exactly where override is 'expert_advantage', "
-                f"found override {self.override!r} and expert_checkpoint {self.expert_checkpoint!r}"
-            )
+    def _checkpoint_is_known(self) -> RewardSettings:
+        for override in ("expert_advantage", "recovered"):
+            name = f"{override.split('_')[0]}_checkpoint"
+            if (self.override == override) != (getattr(self, name) is not None):
+                raise ValueError(
+                    f"imitation.reward: expected {name} exactly where override is {override!r}, "
+                    f"found override {self.override!r} and {name} {getattr(self, name)!r}"
+                )
         return self
 
 

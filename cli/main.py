@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "evaluate a checkpoint: videos, frames and returns into a folder",
     "demos": "record, look at and convert demonstrations",
     "report": "measure the final policies of runs: rows, a table, a plot",
+    "heatmap": "draw the reward that a run learned over two coordinates",
     "metrics": "write the metrics of a run as CSV",
     "profile": "show where the time of a run goes",
     "bench": "measure ourselves against others",

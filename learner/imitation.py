@@ -6,6 +6,8 @@ discriminator for every batch and are never stored; the environment's reward is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from apprentice.config import Experiment
@@ -16,6 +18,7 @@ from learner.diagnostics import CollapseAlarm, diagnose, log_integral_of_exp_rew
 from learner.discriminator_update import METRICS
 from learner.expert_advantage import ExpertAdvantage
 from learner.judging import Judge
+from learner.recovered import RecoveredReward
 from learner.sac import SAC, Tensors
 from replay.rings import Ring
 
@@ -44,13 +47,14 @@ class Imitation:
         self._num_summed = 0
         self._mean_square = torch.ones(1, device=device)
         self._collapse = CollapseAlarm()
-        self._judge = Judge(experiment, spec, device, sac) if self._settings.adversarial else None
         reward = self._settings.reward
-        self._advantage = (
-            ExpertAdvantage(reward.expert_checkpoint, spec, device)
-            if reward.expert_checkpoint is not None
-            else None
-        )
+        judges = self._settings.adversarial and reward.override != "recovered"
+        self._judge = Judge(experiment, spec, device, sac) if judges else None
+        self._other: Callable[[Transition], torch.Tensor] | None = None
+        if reward.recovered_checkpoint is not None:
+            self._other = RecoveredReward(reward.recovered_checkpoint, device, spec)
+        elif reward.expert_checkpoint is not None:
+            self._other = ExpertAdvantage(reward.expert_checkpoint, spec, device)
 
     def learn(self, ring: Ring, num_updates: int) -> None:
         """Update the discriminator as its schedule says, before SAC's update `num_updates` + 1."""
@@ -173,8 +177,8 @@ class Imitation:
             return batch.environment_reward
         if settings.override == "zero":
             return torch.zeros_like(batch.discount)
-        if self._advantage is not None:
-            return self._advantage(batch)
+        if self._other is not None:
+            return self._other(batch) * settings.scale
         if self._judge is None:  # sqil: 1 for the expert's rows, which come last (1905.11108)
             reward = torch.zeros_like(batch.discount)
             reward[len(reward) - num_expert :] = 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch.func import functional_call
 
@@ -90,6 +92,26 @@ class Judge:
         with torch.no_grad():
             return imitation_reward(self._scores(self.rows(batch)), self._reward)
 
+    def recovered_reward(self, batch: Transition) -> torch.Tensor:
+        """Return what a fresh learner may be trained on [B]: of AIRL g alone, without potential; else `reward`."""
+        if not self._airl:
+            return self.reward(batch)
+        with torch.no_grad():
+            parameters = self._parameters()
+            inputs = self.rows(batch).inputs[:, : self._module.judged_size]
+            own = {
+                name.removeprefix("score."): value
+                for name, value in parameters.items()
+                if name.startswith("score.")
+            }
+            result: torch.Tensor = functional_call(self._module.score, own, (inputs,))
+            return result
+
+    def load_networks(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over the networks of a checkpoint, to ask them and not to learn on."""
+        for name, view in self.state_views()["networks"].items():
+            view.copy_(tensors[name])
+
     def update(
         self, expert: Transition, policy: Transition, generator: torch.Generator
     ) -> torch.Tensor:
@@ -122,11 +144,14 @@ class Judge:
             },
         }
 
-    def _scores(self, rows: Rows) -> torch.Tensor:
+    def _parameters(self) -> dict[str, torch.Tensor]:
         parameters = self._layout.unflatten(self._state.adam.parameters)
         if vectors := self._state.singular_vectors:
             parameters = spectrally_normalised(parameters, vectors)
-        result: torch.Tensor = functional_call(self._module, parameters, (rows,))
+        return parameters
+
+    def _scores(self, rows: Rows) -> torch.Tensor:
+        result: torch.Tensor = functional_call(self._module, self._parameters(), (rows,))
         return result
 
     def _features(

@@ -115,7 +115,10 @@ def _run(
     profile = Profile()
     known = load_demonstrated(experiment, spec, device)
     demonstrated, expert = known if known is not None else (None, None)
-    learning = Learning(experiment, [spec], device, profile, demonstrated)
+    try:
+        learning = Learning(experiment, [spec], device, profile, demonstrated)
+    except ValueError as error:  # a checkpoint that a reward is to be read from
+        raise CannotResume(str(error)) from error
     resumed = resume(folder.checkpoints, learning, experiment, spec)
     service = LearnerService(
         experiment, [spec], addresses.host, addresses.port, folder.path.name, token=token

@@ -222,6 +222,25 @@ class Environment:
         mujoco.mj_step1(self._model, self._data)
         self._simulation.reset()
 
+    def state_at(self, position: Mapping[int, float], velocity: Mapping[int, float]) -> np.ndarray:
+        """Return `state` [O] of the present episode with some generalised coordinates put elsewhere.
+
+        Keys are indices of MuJoCo's qpos and qvel; the others stay. Raises ValueError.
+        """
+        data = self._data
+        for name, changes, values in (
+            ("position", position, data.qpos),
+            ("velocity", velocity, data.qvel),
+        ):
+            for index, value in changes.items():
+                if not 0 <= index < len(values):
+                    raise ValueError(f"{name}: expected from 0 to {len(values) - 1}, found {index}")
+                values[index] = value
+        mujoco.mj_forward(self._model, data)
+        self._simulation.reset()
+        self._read_state()
+        return self._state.copy()
+
     def render(
         self,
         width: int = 320,

@@ -1,0 +1,151 @@
+"""A reward that an earlier run learned: read from its checkpoint, drawn, and learned on afresh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from apprentice.checkpoint import write_checkpoint
+from apprentice.config import Experiment
+from apprentice.environments import environment_spec
+from apprentice.types import EnvironmentSpec, Transition
+from cli.main import main
+from learner.demonstrated import Demonstrated
+from learner.learning import Learning
+from learner.recovered import RecoveredReward
+from learner.resuming import checkpoint_state
+from learner.reward_map import Axis, reward_map
+from tests.learner.test_learning import CPU
+
+TASK = "pendulum-swingup"
+
+
+def experiment(method: str, **imitation: Any) -> Experiment:
+    return Experiment.model_validate(
+        {
+            "name": "test",
+            "task": TASK,
+            "network": {"hidden_size": 16},
+            "sac": {"batch_size": 8},
+            "learner": {"compile": "off"},
+            "imitation": {"method": method, **imitation},
+        }
+    )
+
+
+class Rows:
+    num_rows, num_terminated, subsampling = 16, 0, 1
+
+    def transitions(self, index: torch.Tensor) -> Transition:
+        return transitions(len(index))
+
+
+def transitions(num: int) -> Transition:
+    generator = torch.Generator().manual_seed(num)
+    state = torch.randn(num, 3, generator=generator)
+    after = torch.randn(num, 3, generator=generator)
+    pre_tanh = torch.randn(num, 1, generator=generator)
+    ones = torch.ones(num)
+    return Transition(
+        {"state": state}, torch.tanh(pre_tanh), pre_tanh, ones, ones, {"state": after}
+    )
+
+
+def spec() -> EnvironmentSpec:
+    return environment_spec(TASK, ("state",), experiment("dac").environment)
+
+
+def checkpoint(folder: Path, method: str, **imitation: Any) -> tuple[Path, Learning]:
+    made = experiment(method, **imitation)
+    demonstrated = None if method == "none" else Demonstrated(Rows(), None, None)
+    one = Learning(made, [spec()], CPU, demonstrated=demonstrated)
+    path = write_checkpoint(
+        folder,
+        run="test",
+        steps=5,
+        updates=5,
+        policy_version=1,
+        experiment=made,
+        environment=spec(),
+        tensors=one.state_tensors(),
+        state=checkpoint_state(one),
+    )
+    return path, one
+
+
+def test_the_reward_of_dac_is_read_as_it_was(tmp_path: Path) -> None:
+    path, one = checkpoint(tmp_path, "dac")
+    assert one.imitation is not None
+    rows = transitions(32)
+    found = RecoveredReward(str(path), CPU, spec())(rows)
+    torch.testing.assert_close(found, one.imitation.reward_of(rows))
+
+
+def test_of_airl_g_alone_is_read_without_its_potential(tmp_path: Path) -> None:
+    path, one = checkpoint(tmp_path, "airl", discriminator={"inputs": "state"})
+    assert one.imitation is not None
+    rows = transitions(32)
+    reward = RecoveredReward(str(path), CPU, spec())
+    elsewhere = rows._replace(next_observation={"state": torch.zeros(32, 3)}, action=-rows.action)
+    torch.testing.assert_close(reward(rows), reward(elsewhere))
+    assert not torch.allclose(reward(rows), one.imitation.reward_of(rows))
+
+
+def test_a_fresh_learner_is_trained_on_it_without_a_discriminator_of_its_own(
+    tmp_path: Path,
+) -> None:
+    path, earlier = checkpoint(tmp_path, "dac")
+    override = {"override": "recovered", "recovered_checkpoint": str(path), "scale": 2.0}
+    fresh = Learning(
+        experiment("dac", reward=override),
+        [spec()],
+        CPU,
+        demonstrated=Demonstrated(Rows(), None, None),
+    )
+    assert fresh.imitation is not None
+    assert earlier.imitation is not None
+    rows = transitions(8)
+    _, reward = fresh.imitation.relabel(fresh.rings[0], rows)
+    torch.testing.assert_close(reward, 2.0 * earlier.imitation.reward_of(rows))
+    assert not any("discriminator" in name for name in fresh.state_tensors()["networks"])
+
+
+def test_a_checkpoint_without_a_learned_reward_is_refused(tmp_path: Path) -> None:
+    path, _ = checkpoint(tmp_path, "none")
+    with pytest.raises(ValueError, match="expected a run that learned a reward, found .*'none'"):
+        RecoveredReward(str(path), CPU, spec())
+    with pytest.raises(ValueError, match=r"imitation.reward.recovered_checkpoint"):
+        RecoveredReward(str(tmp_path / "nowhere"), CPU, spec())
+    path, _ = checkpoint(tmp_path / "other", "dac")
+    other = environment_spec("cartpole-swingup", ("state",), experiment("dac").environment)
+    with pytest.raises(ValueError, match="expected one of cartpole-swingup"):
+        RecoveredReward(str(path), CPU, other)
+
+
+def test_the_map_shows_the_reward_where_it_says(tmp_path: Path) -> None:
+    path, _ = checkpoint(tmp_path, "dac", discriminator={"inputs": "state"})
+    found = reward_map(path, Axis("position", 0, -3.0, 3.0), Axis("velocity", 0, -8.0, 8.0), 5)
+    assert found.shape == (5, 5)
+    # Pendulum's state is cos and sin of the angle, and the speed: the top right is angle 3, speed 8.
+    state = torch.tensor([[np.cos(3.0), np.sin(3.0), 8.0]], dtype=torch.float32)
+    rows = transitions(1)._replace(observation={"state": state})
+    expected = RecoveredReward(str(path), CPU, spec())(rows)
+    assert float(found[0, 4]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_command_draws_a_picture_and_refuses_other_axes(tmp_path: Path, capsys: Any) -> None:
+    path, _ = checkpoint(tmp_path, "dac")
+    out = tmp_path / "map.svg"
+    assert main(["heatmap", "--checkpoint", str(path), "--size", "4", "--out", str(out)]) == 0
+    ElementTree.parse(out)  # noqa: S314
+    wrong = ["heatmap", "--checkpoint", str(path), "--x", "speed:0:1:2", "--out", str(out)]
+    assert main(wrong) == 78
+    assert "expected position or velocity" in capsys.readouterr().err
+    outside = ["heatmap", "--checkpoint", str(path), "--x", "position:7:-1:1", "--out", str(out)]
+    assert main(outside) == 78
+    assert "expected from 0 to 0, found 7" in capsys.readouterr().err
