@@ -15,12 +15,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-DOMAIN, NAME = "reacher", "easy"
+TASK = "reacher-easy"
 TARGET, ACTION_REPEAT, PERIOD, EPISODES, MAX_STEPS = 900.0, 4, 5_000, 20, 100_000
 LONGEST_SECONDS = 3600.0
 
@@ -65,43 +65,14 @@ def run_ours(seed: int) -> Outcome:
 def run_sb3(seed: int) -> None:
     """Train stable-baselines3's SAC and print the outcome; for its own interpreter."""
     started = time.time()
-    import gymnasium
-    import numpy
-    from dm_control import suite
     from stable_baselines3 import SAC
     from stable_baselines3.common.logger import configure
 
-    class Flat(gymnasium.Env):  # type: ignore[misc]
-        def __init__(self, seed: int) -> None:
-            self._inner = suite.load(DOMAIN, NAME, task_kwargs={"random": seed})
-            shape = self._flat(self._inner.reset()).shape
-            self.action_space = gymnasium.spaces.Box(
-                -1.0, 1.0, self._inner.action_spec().shape, numpy.float32
-            )
-            self.observation_space = gymnasium.spaces.Box(
-                -numpy.inf, numpy.inf, shape, numpy.float32
-            )
+    from benchmarks.flat_environment import Flat
 
-        def reset(self, *, seed: Any = None, options: Any = None) -> Any:
-            return self._flat(self._inner.reset()), {}
-
-        def step(self, action: Any) -> Any:
-            total = 0.0
-            for _ in range(ACTION_REPEAT):
-                moment = self._inner.step(action)
-                total += moment.reward
-                if moment.last():
-                    break
-            return self._flat(moment), total, False, moment.last(), {}
-
-        @staticmethod
-        def _flat(moment: Any) -> Any:
-            parts = [numpy.ravel(value) for value in moment.observation.values()]
-            return numpy.concatenate(parts).astype(numpy.float32)
-
-    agent = SAC("MlpPolicy", Flat(seed), seed=seed)
+    agent = SAC("MlpPolicy", Flat(TASK, ACTION_REPEAT, seed), seed=seed)
     agent.set_logger(configure(None, []))
-    last, steps, fresh = 0.0, 0, Flat(1_000_000 + seed)
+    last, steps, fresh = 0.0, 0, Flat(TASK, ACTION_REPEAT, 1_000_000 + seed)
     while steps < MAX_STEPS:
         agent.learn(PERIOD, reset_num_timesteps=False, log_interval=None)
         steps += PERIOD
