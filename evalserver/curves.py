@@ -61,8 +61,8 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def draw_curve(name: str, points: Sequence[Point], *, titled: bool = False) -> str:
-    """Return an SVG element of one metric over agent steps, with its name inside where it is `titled`."""
+def draw_curve(name: str, points: Sequence[Point]) -> str:
+    """Return an SVG element of one metric over agent steps."""
     title = html.escape(name)
     head = (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title} over agent steps" '
@@ -84,8 +84,6 @@ def draw_curve(name: str, points: Sequence[Point], *, titled: bool = False) -> s
         return TOP + (HEIGHT - TOP - BOTTOM) * (1.0 - (value - y_low) / y_span)
 
     parts = [head]
-    if titled:
-        parts.append(f'<text class="title" x="{WIDTH / 2}" y="{TOP + 4}">{title}</text>')
     for tick in y_ticks:
         y = y_of(tick)
         parts.append(

@@ -71,6 +71,13 @@ async def curves(
     return await _answer(lambda: _curves(catalogue.find_run(run), (first, second)))
 
 
+@router.get("/imitation", response_class=HTMLResponse)
+async def imitation(request: Request, run: RunName) -> HTMLResponse:
+    """All curves of what a run that imitates tells of its discriminator; nothing for another."""
+    catalogue: Catalogue = request.app.state.catalogue
+    return await _answer(lambda: _imitation(catalogue.find_run(run)))
+
+
 async def _answer(make: Callable[..., str], *arguments: Any) -> HTMLResponse:
     """Answer with what `make` returns, which reads files; 404 where the run is not there."""
     try:
@@ -98,6 +105,7 @@ def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str 
         status=folder.describe(),
         live=Markup(_live(folder)),  # noqa: S704 - our own template's output
         curves=Markup(_curves(folder, metrics)),  # noqa: S704
+        imitation=Markup(_imitation(folder)),  # noqa: S704
         checkpoints=checkpoints[:MOST_ROWS],
         expert=find_expert(catalogue, folder.path.name),
         evaluations=list(reversed(evaluations))[:MOST_ROWS],
@@ -126,12 +134,17 @@ def _curves(folder: RunFolder, metrics: tuple[str | None, str | None]) -> str:
         drawn = Markup(draw_curve(name, found.get(name, [])))  # noqa: S704 - escaped where drawn
         charts.append((which, name, drawn))
     names = sorted(found.keys() | {name for _, name, _ in charts})
-    small = [
-        Markup(draw_curve(name, found[name], titled=True))  # noqa: S704 - escaped where drawn
-        for name in sorted(found)
+    return fill("curves.html", charts=charts, metrics=names)
+
+
+def _imitation(folder: RunFolder) -> str:
+    found = read_curves(folder.metrics)
+    charts = [
+        (name, Markup(draw_curve(name, found[name])))  # noqa: S704 - escaped where drawn
+        for name in sorted(found, key=lambda name: (not name.startswith("evaluation/"), name))
         if name.startswith(IMITATION)
     ]
-    return fill("curves.html", charts=charts, metrics=names, small=small)
+    return fill("imitation.html", charts=charts)
 
 
 def _evaluations(folder: RunFolder) -> list[EvaluationRow]:

@@ -4,6 +4,7 @@
 
 const live = document.getElementById("live");
 const curves = document.getElementById("curves");
+const imitation = document.getElementById("imitation");
 const player = document.getElementById("player");
 const video = document.getElementById("video");
 const said = document.getElementById("said");
@@ -45,6 +46,7 @@ if (live) {
   setInterval(() => renew(live, "/live?run=" + encodeURIComponent(live.dataset.run)), LIVE_MILLISECONDS);
   setInterval(() => {
     if (!curves.contains(document.activeElement)) renew(curves, curvesUrl());
+    renew(imitation, "/imitation?run=" + encodeURIComponent(live.dataset.run));
   }, CURVES_MILLISECONDS);
   curves.addEventListener("change", () => renew(curves, curvesUrl()));
   player.addEventListener("submit", (event) => {
