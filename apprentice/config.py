@@ -143,6 +143,9 @@ class SACSettings(Settings):
     """Factor on the reward in the critics' target."""
     max_gradient_norm: float | None = Field(None, gt=0)
     """Clip the gradient of each network to this norm; null means no clipping."""
+    policy_average_tau: float | None = Field(None, gt=0, le=1)
+    """Rate at which a slow average follows the policy: checkpoints then hold the average, which is evaluated and
+    shown, while actors explore with the policy itself; null keeps none."""
     trust_region: Literal["none", "penalty", "constraint"] = "none"
     """Hold the policy near a slow copy of itself: by a weight on their KL divergence, or by a bound on it."""
     trust_region_coefficient: float = Field(1.0, ge=0)
@@ -151,6 +154,15 @@ class SACSettings(Settings):
     """Bound on the mean KL divergence in nats, which the weight is learned to hold."""
     trust_region_tau: float = Field(0.005, gt=0, le=1)
     """Rate at which the slow copy follows the policy."""
+
+    @model_validator(mode="after")
+    def _one_slow_copy(self) -> SACSettings:
+        if self.policy_average_tau is not None and self.trust_region != "none":
+            raise ValueError(
+                "sac.policy_average_tau: expected null with a trust region, which keeps a slow copy of its own; "
+                f"found {self.policy_average_tau}"
+            )
+        return self
 
 
 class ReplaySettings(Settings):

@@ -222,7 +222,7 @@ class Learning:
     def state_tensors(self) -> dict[str, Tensors]:
         """Return copies of all that an exact continuation needs but the transitions themselves."""
         groups = self.sac.state_tensors()
-        groups["policy"] = self.sac.policy_tensors()
+        groups["policy"] = self.sac.policy_tensors(averaged=True)
         groups["random"]["sampling_generator"] = self._generator.get_state()
         groups["rings"] = {"identities": self.identities()}
         for part in (self.imitation, self.cloning):

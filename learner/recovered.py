@@ -51,6 +51,7 @@ class RecoveredReward:
         )
         self.sac = SAC(plain, self.spec, device, seed=0)
         self.sac.load_networks(tensors)
+        self.sac.policy.load_state_dict(self.sac.policy_tensors())
         self._judge = Judge(plain, self.spec, device, self.sac)
         self._judge.load_networks(
             {k.removeprefix(PREFIX): t for k, t in tensors.items() if k.startswith(PREFIX)}

@@ -69,11 +69,13 @@ class SAC:
         ) and experiment.network.random_shift > 0
 
     def _trust_region(self) -> tuple[torch.Tensor | None, AdamState | None]:
-        """Return a copy of the policy to hold it near to, and the weight of that, if it is wanted."""
+        """Return a slow copy of the policy and the weight that holds the policy near it, if they are wanted."""
         settings = self._settings
-        if settings.trust_region == "none":
+        if settings.trust_region == "none" and settings.policy_average_tau is None:
             return None, None
         slow = self._parts.policy_layout.flatten(self.policy, self._device)
+        if settings.trust_region == "none":
+            return slow, None
         log_weight = math.log(max(settings.trust_region_coefficient, 1e-12))
         return slow, adam_state(torch.full((1,), log_weight, device=self._device))
 
@@ -126,13 +128,18 @@ class SAC:
         }
         self._sums.zero_()
         self._num_summed = self._num_policy_summed = 0
-        if self.state.slow_policy is None:
+        if self.state.trust_multiplier is None:
             counts["policy_divergence"] = 0
         return {f"learner/{name}": sums[name] / counts[name] for name in METRICS if counts[name]}
 
-    def policy_tensors(self) -> Tensors:
-        """Return copies on the CPU of the policy module's weights and buffers, by their names."""
+    def policy_tensors(self, averaged: bool = False) -> Tensors:
+        """Return copies on the CPU of the policy module's weights and buffers, by their names.
+
+        With `averaged` the weights are the slow average, where `sac.policy_average_tau` keeps one.
+        """
         own = self._parts.policy_layout.unflatten(self.state.policy.parameters)
+        if averaged and self._settings.policy_average_tau and self.state.slow_policy is not None:
+            own = self._parts.policy_layout.unflatten(self.state.slow_policy)
         online = self._parts.critic_layout.unflatten(self.state.critic.parameters)
         result = {}
         for name, tensor in self.policy.state_dict().items():

@@ -53,7 +53,9 @@ class SACState(NamedTuple):
     policy: AdamState
     log_temperature: AdamState  # [1]
     target_critic: torch.Tensor  # [P'], the critics without a shared pixel torso
-    slow_policy: torch.Tensor | None = None  # [P] of the policy, where it is held near a slow copy
+    slow_policy: torch.Tensor | None = (
+        None  # [P] of the policy, where it is held near it or it is kept
+    )
     trust_multiplier: AdamState | None = None  # [1], log of the weight on the divergence from it
 
 
@@ -289,7 +291,8 @@ class _Forward:
             slope = temperature_gradient(log_pi, temperature, self._target_entropy, weight)
             self._step_scalar(state.log_temperature, slope, rate_factor, accept)
         if state.slow_policy is not None:
-            state.slow_policy.lerp_(state.policy.parameters, settings.trust_region_tau)
+            tau = settings.policy_average_tau or settings.trust_region_tau
+            state.slow_policy.lerp_(state.policy.parameters, tau)
         if state.trust_multiplier is not None and settings.trust_region == "constraint":
             assert multiplier is not None
             slope = multiplier * (settings.trust_region_bound - divergence)

@@ -316,3 +316,17 @@ def test_state_of_other_networks_is_refused_by_name() -> None:
     large = SAC(make_experiment(network={"hidden_size": 64}), make_spec(), CPU, seed=7)
     with pytest.raises(ValueError, match=r"networks/critic: expected \(\d+,\), found \(\d+,\)"):
         small.load_state_tensors(large.state_tensors(), num_updates=0)
+
+
+def test_checkpoints_hold_the_average_of_the_policy_and_actors_get_the_policy_itself() -> None:
+    batch = make_batch(0)
+    sac = SAC(make_experiment(sac={"policy_average_tau": 0.5}), make_spec(), CPU, seed=0)
+    start = sac.policy_tensors(averaged=True)
+    sac.update(batch, batch.environment_reward)
+    now, mean = sac.policy_tensors(), sac.policy_tensors(averaged=True)
+    name = next(name for name in start if name.endswith("weight"))
+    assert not torch.equal(now[name], start[name])
+    torch.testing.assert_close(mean[name], 0.5 * (start[name] + now[name]))
+    plain = SAC(make_experiment(), make_spec(), CPU, seed=0)
+    plain.update(batch, batch.environment_reward)
+    assert all(torch.equal(tensor, now[key]) for key, tensor in plain.policy_tensors().items())

@@ -1,0 +1,133 @@
+"""Demonstrations of real tasks: recorded, drawn afterwards, and matched against an experiment."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from apprentice.config import EnvironmentSettings, Experiment
+from apprentice.demonstrations.choosing import (
+    bundled_names,
+    find_demonstrations,
+    require_demonstrations,
+)
+from apprentice.demonstrations.format import (
+    DemonstrationError,
+    DemonstrationMetadata,
+    DemonstrationSet,
+)
+from apprentice.demonstrations.reading import read_demonstrations
+from apprentice.demonstrations.recording import record_demonstrations, render_demonstrations
+from apprentice.demonstrations.writing import write_demonstrations
+from apprentice.environments import environment_spec, suite_tasks
+from apprentice.evaluation import evaluate
+from apprentice.networks import UniformPolicy
+from apprentice.runs import RunFolder
+from cli.main import main
+from tests.evalserver.serving import make_run, needs_graphics
+
+SMALL = EnvironmentSettings(width=32, height=32, frame_stack=2, render_quality="fast")
+
+
+@needs_graphics
+@pytest.mark.parametrize("task", suite_tasks())
+def test_frames_drawn_afterwards_are_those_drawn_live(task: str, tmp_path: Path) -> None:
+    spec = environment_spec(task, ("state", "pixels"), SMALL)
+    evaluation = evaluate(
+        UniformPolicy(spec, seed=0),
+        task,
+        [7, 8],
+        observation=("state", "pixels"),
+        settings=SMALL,
+        max_steps=3,
+        keep_trajectories=2,
+    )
+    live = [e.trajectory for e in evaluation.episodes if e.trajectory is not None]
+    unseen = tuple(
+        t._replace(observation={"state": t.observation["state"]}, ending=t.ending or 2)
+        for t in live
+    )
+    metadata = DemonstrationMetadata(
+        environment=environment_spec(task, ("state",), SMALL).to_dict(),
+        settings=SMALL,
+        mujoco=versions()["mujoco"],
+    )
+    path = tmp_path / "demos.hdf5"
+    write_demonstrations(path, DemonstrationSet(metadata, unseen))
+    drawn = render_demonstrations(read_demonstrations(path), SMALL)
+    for ours, theirs in zip(drawn.trajectories, live, strict=True):
+        np.testing.assert_array_equal(ours.observation["pixels"], theirs.observation["pixels"])
+
+
+def versions() -> dict[str, str]:
+    import importlib.metadata
+
+    return {name: importlib.metadata.version(name) for name in ("mujoco", "dm_control")}
+
+
+def test_other_versions_states_are_not_drawn() -> None:
+    bundled = read_demonstrations(find_demonstrations("reacher-easy", ""))
+    old = DemonstrationSet(
+        bundled.metadata.model_copy(update={"mujoco": "2.0"}), bundled.trajectories
+    )
+    with pytest.raises(DemonstrationError, match=r"mujoco: expected .*, found 2\.0"):
+        render_demonstrations(old, SMALL)
+
+
+def test_every_bundled_file_fits_its_own_task_and_no_other() -> None:
+    for task, name in itertools.product(bundled_names(), bundled_names()):
+        found = read_demonstrations(find_demonstrations(name, ""))
+        assert found.metadata.spec is not None
+        settings = {"action_repeat": found.metadata.spec.action_repeat}
+        experiment = Experiment.model_validate(
+            {
+                "name": "x",
+                "task": task,
+                "environment": settings,
+                "imitation": {"method": "dac", "demonstrations": {"file": name}},
+            }
+        )
+        if task == name:
+            require_demonstrations(experiment)
+            spec = environment_spec(task, ("state",), experiment.environment)
+            read_demonstrations(find_demonstrations(name, ""), spec)
+            continue
+        with pytest.raises(DemonstrationError, match=f"task: expected '{task}'.*{task}' would fit"):
+            require_demonstrations(experiment)
+
+
+def test_recorded_episodes_are_whole_and_state_their_expert(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "reach", "cartpole-balance")
+    checkpoint = next(RunFolder(tmp_path / run).checkpoints.glob("step-*"))
+    found = record_demonstrations(checkpoint, 2, measured_episodes=3)
+    assert [len(t.action) for t in found.trajectories] == [1000, 1000]
+    assert [t.seed for t in found.trajectories] == [1_000_000, 1_000_001]
+    expert = found.metadata.expert
+    assert expert is not None
+    assert (expert.run, expert.steps, expert.return_episodes) == (run, 100, 3)
+    assert found.metadata.random_return is not None
+    with pytest.raises(DemonstrationError, match="expected 1 with a return of 1000000000.0"):
+        record_demonstrations(checkpoint, 1, measured_episodes=1, minimum_return=1e9)
+
+
+def test_the_commands_make_look_at_and_split_a_file(tmp_path: Path, capsys: Any) -> None:
+    train, test = tmp_path / "train.hdf5", tmp_path / "test.hdf5"
+    split = ["demos", "split", "cartpole-swingup", "--held-out", "4"]
+    assert main([*split, "--train", str(train), "--test", str(test)]) == 0
+    seeds = [{t.seed for t in read_demonstrations(path).trajectories} for path in (train, test)]
+    assert [len(part) for part in seeds] == [8, 4]
+    assert not seeds[0] & seeds[1]
+    assert main(["demos", "inspect", str(test)]) == 0
+    assert "expert's mean return 864" in capsys.readouterr().out
+    assert main(["demos", "validate", str(test), "--task", "reacher-easy"]) == 78
+    assert "task: expected 'reacher-easy', found 'cartpole-swingup'" in capsys.readouterr().err
+    assert main(["demos", "export", str(test), "--out", str(train)]) == 78  # there is such a file
+    assert "expected a path that is free" in capsys.readouterr().err
+    archive, again = tmp_path / "x.npz", tmp_path / "again.hdf5"
+    assert main(["demos", "export", str(test), "--out", str(archive)]) == 0
+    assert main(["demos", "import", str(archive), "--out", str(again)]) == 0
+    assert again.read_bytes() == test.read_bytes()

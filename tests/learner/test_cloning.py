@@ -1,0 +1,61 @@
+"""Behaviour cloning: the action that is executed becomes the expert's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.learner.test_imitation import Rows, learning
+
+SETTINGS = {"learner": {"max_steps": 2000, "compile": "off"}}
+
+
+@pytest.mark.parametrize("loss", ["likelihood", "mean_squared_error"])
+def test_the_executed_action_equals_the_experts_on_a_tiny_set(loss: str) -> None:
+    one = learning(
+        "bc",
+        cloning={"loss": loss, "learning_rate": 1e-3},
+        network={"hidden_size": 256},
+        **SETTINGS,
+    )
+    while one.updates_owed():
+        one.update()
+    every = Rows().all
+    one.sac.policy.load_state_dict(one.sac.policy_tensors())
+    with torch.no_grad():
+        mean, _ = one.sac.policy(every.observation)
+    found = torch.tanh(mean)  # what an actor and an evaluation execute
+    error = (found - every.action).abs().mean()
+    assert float(error) < 0.05
+
+
+def test_cloning_counts_updates_as_steps_and_needs_no_actor() -> None:
+    one = learning("bc", learner={"max_steps": 7, "compile": "off"})
+    assert one.warm
+    assert one.updates_owed() == 7
+    for _ in range(7):
+        one.update()
+    assert (one.counters.steps, one.counters.updates, one.updates_owed()) == (7, 7, 0)
+    assert one.rings[0].num_transitions == 0
+
+
+def test_critics_and_temperature_stay_as_they_are() -> None:
+    one = learning("bc", **SETTINGS)
+    critic, temperature = one.sac.state.critic.parameters.clone(), one.sac.temperature.clone()
+    policy = one.sac.state.policy.parameters.clone()
+    for _ in range(5):
+        one.update()
+    assert torch.equal(one.sac.state.critic.parameters, critic)
+    assert torch.equal(one.sac.temperature, temperature)
+    assert not torch.equal(one.sac.state.policy.parameters, policy)
+
+
+@pytest.mark.parametrize("settings", [{"noise": 0.5}, {"weight_decay": 1.0}])
+def test_regularised_cloning_learns_otherwise(settings: dict[str, Any]) -> None:
+    plain, other = learning("bc", **SETTINGS), learning("bc", cloning=settings, **SETTINGS)
+    for _ in range(5):
+        plain.update()
+        other.update()
+    assert not torch.equal(plain.sac.state.policy.parameters, other.sac.state.policy.parameters)
