@@ -80,6 +80,7 @@ class Cloning:
         self._settings = experiment.imitation.cloning
         self._sac, self._device = sac, device
         self._rows = demonstrated.train
+        self._average_tau = experiment.sac.policy_average_tau
         self._generator = torch.Generator(device).manual_seed(experiment.seed + 3)
         self._sums = torch.zeros(len(METRICS), device=device)
         self._num_summed = 0
@@ -93,6 +94,9 @@ class Cloning:
         batch, noise = self._draw()
         self._sums += self._update(self._sac.state.policy, batch, noise, self._sac.rate_factor)
         self._num_summed += 1
+        slow, tau = self._sac.state.slow_policy, self._average_tau
+        if slow is not None and tau is not None:
+            slow.lerp_(self._sac.state.policy.parameters, tau)
 
     def prepare(self) -> None:
         """Compile the update by running it on copies; nothing here changes."""

@@ -61,3 +61,12 @@ def test_regularised_cloning_learns_otherwise(settings: dict[str, Any]) -> None:
         plain.update()
         other.update()
     assert not torch.equal(plain.sac.state.policy.parameters, other.sac.state.policy.parameters)
+
+
+def test_the_average_follows_the_cloned_policy() -> None:
+    one = learning("bc", sac={"policy_average_tau": 0.5}, **SETTINGS)
+    start = one.sac.policy_tensors(averaged=True)
+    one.update()
+    now, mean = one.sac.policy_tensors(), one.sac.policy_tensors(averaged=True)
+    for name in start:
+        torch.testing.assert_close(mean[name], 0.5 * (start[name] + now[name]))
