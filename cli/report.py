@@ -21,6 +21,10 @@ FIRST_SEED = 2_000_000
 """Of the episodes that results are measured on: no periodic evaluation and no demonstration has them."""
 
 
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+"""Marks of the place for a table in a Markdown file."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", nargs="*", type=Path, metavar="RUN", help="folders of finished runs to measure"
@@ -33,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--label",
         metavar="KEY",
         help="setting that tells variants apart, as in imitation.reward.form; it joins the method's name",
+    )
+    parser.add_argument(
+        "--into", type=Path, metavar="FILE.md", help="put the table between this file's two marks"
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="write table.md and returns.svg there"
@@ -57,7 +64,21 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "table.md").write_text(text)
         (arguments.out / "returns.svg").write_text(plot(list(rows.values())))
+    if arguments.into is not None:
+        _put(text, arguments.into)
     return 0
+
+
+def _put(table: str, path: Path) -> None:
+    """Replace what lies between the marks of a Markdown file."""
+    before, first, rest = path.read_text().partition(BEGIN)
+    _, second, after = rest.partition(END)
+    if not first or not second:
+        raise CommandFailed(
+            f"--into: expected {path} with the lines {BEGIN} and {END}, found none",
+            exit_codes.CONFIGURATION,
+        )
+    path.write_text(f"{before}{BEGIN}\n\n{table}\n{END}{after}")
 
 
 def _measure(path: Path, arguments: argparse.Namespace) -> LearningRow:

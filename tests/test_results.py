@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,6 +21,11 @@ from apprentice.results import (
     table,
     write_results,
 )
+from apprentice.run_status import RunStatus
+from apprentice.runs import RunFolder
+from cli.main import main
+from cli.report import BEGIN, END
+from tests.evalserver.serving import make_run
 
 
 def row(seed: int, value: float, method: str = "dac", task: str = "reacher-easy") -> LearningRow:
@@ -104,3 +110,38 @@ def test_the_plot_has_a_dot_for_every_seed() -> None:
     assert len(drawn.findall(f"{space}circle")) == 3
     labels = [text.text for text in drawn.findall(f"{space}text")]
     assert "reacher-easy, dac, 10 × 50" in labels
+
+
+def test_the_readmes_table_is_that_of_the_committed_rows() -> None:
+    root = Path(__file__).resolve().parents[1]
+    rows = read_results(root / "benchmarks" / "results" / "imitation.csv")
+    assert rows
+    assert table(rows) in (root / "README.md").read_text()
+
+
+def test_a_table_goes_between_the_marks_of_a_file(tmp_path: Path, capsys: Any) -> None:
+    results, page = tmp_path / "results.csv", tmp_path / "page.md"
+    write_results(results, [row(0, 0.5)])
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for _ in range(2):  # the second time changes nothing
+        assert main(["report", "--csv", str(results), "--into", str(page)]) == 0
+        assert page.read_text() == f"before\n{BEGIN}\n\n{table([row(0, 0.5)])}\n{END}\nafter\n"
+    page.write_text("nothing")
+    assert main(["report", "--csv", str(results), "--into", str(page)]) == 78
+    assert "expected" in capsys.readouterr().err
+
+
+def test_only_finished_runs_are_measured(tmp_path: Path, capsys: Any) -> None:
+    run = tmp_path / make_run(tmp_path, "reach", "reacher-easy")
+    results = tmp_path / "results.csv"
+    assert main(["report", str(run), "--csv", str(results)]) == 78
+    assert "expected a run that has finished, found no status" in capsys.readouterr().err
+    status = {"run": run.name, "experiment": "reach", "task": "reacher-easy", "state": "finished"}
+    RunFolder(run).write_status(RunStatus.model_validate({**status, "max_steps": 100}))
+    assert main(["report", str(run), "--csv", str(results), "--episodes", "2"]) == 0
+    (found,) = read_results(results)
+    assert (found.task, found.method, found.demonstrations) == ("reacher-easy", "sac", 0)
+    label = ["--label", "sac.gamma", "--episodes", "2"]
+    assert main(["report", str(run), "--csv", str(results), *label]) == 0
+    assert {one.method for one in read_results(results)} == {"sac", "sac:0.99"}
+    assert main(["report", str(run), "--csv", str(results), "--label", "sac.gama"]) == 78
