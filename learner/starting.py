@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from apprentice import exit_codes
+from apprentice.checkpoint_format import CheckpointError
 from apprentice.config import Experiment
 from apprentice.demonstrations.format import DemonstrationError
 from apprentice.environments import environment_spec
@@ -117,7 +118,7 @@ def _run(
     demonstrated, expert = known if known is not None else (None, None)
     try:
         learning = Learning(experiment, [spec], device, profile, demonstrated)
-    except ValueError as error:  # a checkpoint that a reward is to be read from
+    except (ValueError, CheckpointError) as error:  # of what a reward is to be read from
         raise CannotResume(str(error)) from error
     resumed = resume(folder.checkpoints, learning, experiment, spec)
     service = LearnerService(
