@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apprentice import exit_codes
+from apprentice.config_family import SPLITS
 from cli.evaluate import find_checkpoint
 from cli.failure import CommandFailed
 
 if TYPE_CHECKING:
+    from apprentice.demonstrations.family import FamilyDemonstrations
     from apprentice.demonstrations.format import DemonstrationSet
 
 
@@ -20,7 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     record = actions.add_parser("record", help="let a checkpoint act and keep whole episodes")
     record.add_argument("--checkpoint", required=True, metavar="ID", help="RUN:latest, RUN:STEP, …")
     record.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR")
-    record.add_argument("--episodes", type=_positive, required=True, metavar="N")
+    record.add_argument(
+        "--episodes",
+        type=_positive,
+        required=True,
+        metavar="N",
+        help="episodes; of a family's expert so many of every task to be imitated, and as many to be shown",
+    )
     record.add_argument("--seed", type=int, default=None, help="seed of the first episode")
     record.add_argument(
         "--minimum-return", type=float, metavar="R", help="keep only episodes with this return"
@@ -28,13 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     record.add_argument(
         "--stochastic", action="store_true", help="draw actions instead of taking the likeliest"
     )
-    _with_output(record, "FILE.hdf5")
+    _with_output(record, "FILE.hdf5, or a folder for a family")
     for name, line in (
         ("inspect", "show what a file holds"),
         ("validate", "read a file whole and say whether it can be used"),
     ):
         one = actions.add_parser(name, help=line)
-        one.add_argument("file", metavar="FILE.hdf5")
+        one.add_argument("file", metavar="FILE.hdf5", help="or the folder of a family")
         one.add_argument("--task", help="the task that it must be of")
     split = actions.add_parser("split", help="make two files without an episode in common")
     split.add_argument("file", metavar="FILE.hdf5")
@@ -86,13 +94,35 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _record(arguments: argparse.Namespace) -> None:
-    from apprentice.demonstrations.recording import FIRST_SEED, record_demonstrations
+    from apprentice.demonstrations.recording import (
+        FIRST_SEED,
+        record_demonstrations,
+        record_family,
+    )
 
     _require_free(arguments.out)
+    checkpoint = find_checkpoint(arguments.checkpoint, arguments.runs)
+    first_seed = FIRST_SEED if arguments.seed is None else arguments.seed
+    if arguments.out.suffix not in (".hdf5", ".h5"):
+        if arguments.minimum_return is not None:
+            raise CommandFailed(
+                "--minimum-return: expected nothing with a family, whose tasks are all kept as they come",
+                exit_codes.CONFIGURATION,
+            )
+        family = record_family(
+            checkpoint,
+            arguments.episodes,
+            arguments.episodes,
+            arguments.out,
+            first_seed=first_seed,
+            deterministic=not arguments.stochastic,
+        )
+        _show_family(arguments.out, family)
+        return
     demonstrations = record_demonstrations(
-        find_checkpoint(arguments.checkpoint, arguments.runs),
+        checkpoint,
         arguments.episodes,
-        first_seed=FIRST_SEED if arguments.seed is None else arguments.seed,
+        first_seed=first_seed,
         deterministic=not arguments.stochastic,
         minimum_return=arguments.minimum_return,
     )
@@ -101,6 +131,9 @@ def _record(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
+    if Path(arguments.file).is_dir():
+        _show_family(Path(arguments.file), _read_family(arguments))
+        return
     path, demonstrations = _read(arguments)
     _show(path, demonstrations)
     for number, episode in enumerate(demonstrations.trajectories):
@@ -111,6 +144,11 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _validate(arguments: argparse.Namespace) -> None:
+    if Path(arguments.file).is_dir():
+        family = _read_family(arguments)
+        num = sum(len(found.trajectories) for found in family.sets.values())
+        print(f"{arguments.file}: {num} episodes of {len(family.sets)} tasks can be used")
+        return
     path, demonstrations = _read(arguments)
     print(
         f"{path}: {len(demonstrations.trajectories)} episodes of {demonstrations.num_steps} steps can be used"
@@ -189,6 +227,34 @@ def _read(arguments: argparse.Namespace) -> tuple[Path, DemonstrationSet]:
         found = "none stated" if spec is None else repr(spec.task_id)
         raise DemonstrationError(f"{path}: task: expected {task!r}, found {found}")
     return path, demonstrations
+
+
+def _read_family(arguments: argparse.Namespace) -> FamilyDemonstrations:
+    from apprentice.demonstrations.family import read_family
+    from apprentice.demonstrations.format import DemonstrationError
+
+    family = read_family(Path(arguments.file))
+    if arguments.task not in (None, family.index.family):
+        raise DemonstrationError(
+            f"{arguments.file}: family: expected {arguments.task!r}, found {family.index.family!r}"
+        )
+    return family
+
+
+def _show_family(path: Path, family: FamilyDemonstrations) -> None:
+    index = family.index
+    size = sum(file.stat().st_size for file in path.iterdir())
+    print(f"{path}: {size / 1e6:.2f} MB")
+    print(f"family {index.family}, division {index.settings.split!r} ({index.split_digest})")
+    for split in SPLITS:
+        tasks = family.tasks(split)
+        returns = [value for task in tasks for value in family.sets[task.task_id].returns]
+        if returns:
+            shown = sum(len(task.context) for task in tasks)
+            print(
+                f"{split}: {len(tasks)} tasks, {shown} episodes to be shown and {len(returns) - shown} to be imitated, "
+                f"returns: mean {sum(returns) / len(returns):.1f}, {min(returns):.1f} to {max(returns):.1f}"
+            )
 
 
 def _write(path: Path, demonstrations: DemonstrationSet) -> None:

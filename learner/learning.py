@@ -56,6 +56,7 @@ class Learning:
         self.rings = [Ring(spec, replay.capacity, replay.segment_length, device) for spec in specs]
         self.counters = Counters()
         self.last_batch: Transition | None = None
+        self._met = False
         self._generator = torch.Generator(device).manual_seed(experiment.seed + 1)
         self._normalised = not experiment.network.normalise_observations
         self.demonstrations = "" if demonstrated is None else demonstrated.digest
@@ -78,7 +79,14 @@ class Learning:
         """Whether the warm-up steps have arrived, and policies may be published."""
         if self.cloning is not None:
             return True
-        return self.counters.steps >= self.experiment.replay.warmup_steps
+        if self.counters.steps < self.experiment.replay.warmup_steps:
+            return False
+        return len(self.rings) == 1 or self._met_all_tasks()
+
+    def _met_all_tasks(self) -> bool:
+        """Return whether a whole episode of every task has come; once they have, they have."""
+        self._met = self._met or all(ring.num_episodes for ring in self.rings)
+        return self._met
 
     @property
     def num_missing(self) -> int:
@@ -87,7 +95,10 @@ class Learning:
         A ring with fewer transitions than the warm-up brought would be learned by heart.
         """
         replay = self.experiment.replay
-        wanted = max(1, min(replay.warmup_steps, replay.capacity // 2))
+        wanted = min(replay.warmup_steps, replay.capacity // 2)
+        if len(self.rings) > 1:  # a walk over tasks does not bring them as evenly
+            wanted //= 2 * len(self.rings)
+        wanted = max(1, wanted)
         return max(0, wanted - min(ring.num_transitions for ring in self.rings))
 
     def receive(self, segment: Segment) -> bool:
@@ -176,6 +187,8 @@ class Learning:
             self.cloning.reseed(self.experiment.seed + 1000 * times + 3)
 
     def _sample(self) -> Transition:
+        if len(self.rings) > 1:
+            return self._sample_tasks()
         settings, ring = self.experiment.replay, self.rings[0]
         size = self.experiment.sac.batch_size
         if settings.sampling == "transitions":
@@ -188,6 +201,19 @@ class Learning:
         num_rows = len(pieces.discount)
         chosen = torch.randperm(num_rows, generator=self._generator, device=self.device)[:size]
         return _take(pieces, chosen)
+
+    def _sample_tasks(self) -> Transition:
+        """Draw K tasks without replacement and as many transitions of each: rows come task by task."""
+        num_tasks, size = len(self.rings), self.experiment.sac.batch_size
+        num_drawn = min(self.experiment.replay.tasks_per_batch or num_tasks, num_tasks, size)
+        tasks = torch.randperm(num_tasks, generator=self._generator, device=self.device)
+        rows = [
+            self.rings[task].draw_rows(
+                (number + 1) * size // num_drawn - number * size // num_drawn, self._generator
+            )
+            for number, task in enumerate(tasks[:num_drawn].tolist())
+        ]
+        return self.rings[0].unpack(torch.cat(rows))
 
     def metrics(self) -> Metrics:
         """Return SAC's metrics and the replay's: steps, updates, ratio, and what rings hold and refused."""
@@ -266,14 +292,16 @@ class Learning:
         return missing, len(new)
 
     def _fit_to_warm_up(self) -> None:
-        """Fit the normaliser to what the first ring holds: the warm-up's observations."""
-        ring = self.rings[0]
+        """Fit the normaliser to what the rings hold: the warm-up's observations."""
         if "state" not in self.specs[0].observation:
             self._normalised = True
             return
         generator = torch.Generator(self.device).manual_seed(self.experiment.seed + 2)
-        rows = ring.sample(max(4096, ring.num_transitions), generator)
-        self._fit_normaliser(rows.observation["state"])
+        rows = [
+            ring.sample(max(4096 // len(self.rings), ring.num_transitions), generator)
+            for ring in self.rings
+        ]
+        self._fit_normaliser(torch.cat([batch.observation["state"] for batch in rows]))
 
     def _fit_normaliser(self, states: torch.Tensor) -> None:
         """Fit mean and scale to states [N, O]; they stay as they are from then on."""

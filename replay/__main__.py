@@ -50,17 +50,17 @@ def main() -> int:
     configure_logging("replay")
     log = structlog.get_logger()
 
-    from apprentice.environments import environment_spec
+    from apprentice.environments import experiment_specs
     from apprentice.experiments import ExperimentError, load_resolved
     from replay.errors import ServerRefused
     from replay.server import ReplayServer
 
     try:
         experiment = load_resolved(flags.experiment)
-        spec = environment_spec(
+        specs = experiment_specs(
             experiment.task, experiment.observation_keys, experiment.environment
         )
-        server = ReplayServer([spec], experiment.replay, flags.port, folder, flags.profile)
+        server = ReplayServer(specs, experiment.replay, flags.port, folder, flags.profile)
     except (ExperimentError, ServerRefused, ValueError) as error:
         log.error("the replay server cannot start", reason=str(error))
         return exit_codes.CONFIGURATION
