@@ -311,10 +311,27 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _goes_on_where_episodes_terminate(self) -> Experiment:
         learns = self.imitation.method not in ("none", "bc")
-        if learns and terminates(self.task) and not self.imitation.absorbing_states:
+        imitation = self.imitation
+        biased = not imitation.absorbing_states and not imitation.allow_termination_bias
+        if learns and terminates(self.task) and biased:
             raise ValueError(
                 f"imitation.absorbing_states: expected true with {self.task!r}, whose episodes can terminate: "
-                "otherwise the reward's sign alone teaches to end them or to drag them out; found false"
+                "otherwise the reward's sign alone teaches to end them or to drag them out; found false (to see "
+                "that happen, set imitation.allow_termination_bias)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _judges_what_is_encoded(self) -> Experiment:
+        reads = self.reads
+        if (
+            self.imitation.adversarial
+            and "state" in reads.discriminator
+            and "state" not in reads.policy + reads.critic
+        ):
+            raise ValueError(
+                "reads.discriminator: expected 'state' only where policy or critics read it too, whose normalisation "
+                f"it takes; found policy {list(reads.policy)} and critic {list(reads.critic)}"
             )
         return self
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from apprentice.demonstrations.family import FamilyDemonstrations
     from apprentice.demonstrations.format import DemonstrationSet
 
+SMALL_ACTIONS = 0.6
+"""Largest action, of bounds scaled to 1, below which a foreign file's units are doubted."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -66,6 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "import", help="read what `export` wrote as npz, or Minari's HDF5"
     )
     imported.add_argument("file", metavar="FILE")
+    imported.add_argument(
+        "--rescale-actions",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="what the lowest and highest action of Minari's file are, to be scaled to -1 and 1; never guessed",
+    )
     _with_output(imported, "FILE.hdf5")
 
 
@@ -208,8 +218,18 @@ def _import(arguments: argparse.Namespace) -> None:
     from apprentice.demonstrations.reading import read_demonstrations
 
     _require_free(arguments.out)
-    path = Path(arguments.file)
-    demonstrations = import_npz(path) if path.suffix == ".npz" else read_demonstrations(path)
+    path, bounds = Path(arguments.file), arguments.rescale_actions
+    if bounds is not None and (path.suffix == ".npz" or not bounds[0] < bounds[1]):
+        raise CommandFailed(
+            f"--rescale-actions: expected LOW below HIGH, and Minari's HDF5; found {bounds} and {path}",
+            exit_codes.CONFIGURATION,
+        )
+    if path.suffix == ".npz":
+        demonstrations = import_npz(path)
+    else:
+        demonstrations = read_demonstrations(
+            path, action_bounds=None if bounds is None else (bounds[0], bounds[1])
+        )
     _write(arguments.out, demonstrations)
     _show(arguments.out, demonstrations)
 
@@ -293,6 +313,12 @@ def _show(path: Path, demonstrations: DemonstrationSet) -> None:
                 f"expert's mean return {expert.return_mean:.1f} over {expert.return_episodes} "
                 "episodes that nobody picked"
             )
+    reach = max(float(abs(t.action).max()) for t in demonstrations.trajectories)
+    if metadata.expert is None and reach < SMALL_ACTIONS:
+        print(
+            f"warning: actions reach {reach:.2g} of the environment's bounds; if they are in other units, "
+            "`apprentice demos import --rescale-actions LOW HIGH` scales them"
+        )
     if demonstrations.clipped_share:
         print(f"{demonstrations.clipped_share:.2%} of action entries were cut before atanh")
 

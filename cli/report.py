@@ -104,7 +104,7 @@ def _measure(path: Path, arguments: argparse.Namespace) -> LearningRow:
         )
     value = _return_of(found[0], experiment, arguments.episodes)
     expert = _expert_of(folder)
-    return _row(experiment, value, status.environment_frames, expert, arguments)
+    return _row(experiment, value, expert, arguments)
 
 
 def _return_of(checkpoint: Path, experiment: Experiment, episodes: int) -> float:
@@ -125,7 +125,6 @@ def _return_of(checkpoint: Path, experiment: Experiment, episodes: int) -> float
 def _row(
     experiment: Experiment,
     value: float,
-    frames: int,
     expert: dict[str, Any],
     arguments: argparse.Namespace,
 ) -> LearningRow:
@@ -152,14 +151,25 @@ def _row(
         num,
         int(expert.get("rows", 0)),
         experiment.seed,
-        0 if imitation.method == "bc" else frames,
+        0
+        if imitation.method == "bc"
+        else experiment.learner.max_steps * experiment.environment.action_repeat,
         value,
         best,
         worst,
         normalised,
-        f"apprentice grid {experiment.name}",
+        _command(experiment.name, arguments.label),
         describe_commit(),
     )
+
+
+def _command(name: str, label: str | None) -> str:
+    """Return what repeats a row: the runs, and how they were measured."""
+    files = sorted(Path("experiments").rglob(f"{name}.yaml"))
+    nested = [file for file in files if file.parent != Path("experiments")]
+    experiment = nested[0].as_posix() if nested and len(files) == len(nested) else name
+    measured = "apprentice report runs/* --csv FILE"
+    return f"apprentice grid {experiment}; {measured}" + (f" --label {label}" if label else "")
 
 
 def _expert_of(folder: RunFolder) -> dict[str, Any]:

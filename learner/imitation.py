@@ -11,10 +11,17 @@ from collections.abc import Callable
 import torch
 
 from apprentice.config import Experiment
+from apprentice.networks.encoder import ABSORBING
 from apprentice.types import EnvironmentSpec, Metrics, Transition
 from learner.absorbing import absorbing_share, with_absorbing_states
 from learner.demonstrated import Demonstrated, ExpertRows
-from learner.diagnostics import CollapseAlarm, diagnose, log_integral_of_exp_reward, mean_or_nothing
+from learner.diagnostics import (
+    CollapseAlarm,
+    diagnose,
+    largest_reward,
+    log_integral_of_exp_reward,
+    mean_or_nothing,
+)
 from learner.discriminator_update import METRICS
 from learner.expert_advantage import ExpertAdvantage
 from learner.judging import Judge
@@ -46,7 +53,7 @@ class Imitation:
         self._sums = torch.zeros(len(METRICS), device=device)
         self._num_summed = 0
         self._mean_square = torch.ones(1, device=device)
-        self._collapse = CollapseAlarm()
+        self._collapse = CollapseAlarm(largest_reward(self._settings.reward))
         reward = self._settings.reward
         judges = self._settings.adversarial and reward.override != "recovered"
         self._judge = Judge(experiment, spec, device, sac) if judges else None
@@ -211,8 +218,12 @@ class Imitation:
     def _log_integral(self, policy: Transition, generator: torch.Generator) -> Metrics:
         if self._settings.discriminator.inputs == "state_next_state" or self._judge is None:
             return {}
-        few = _first(policy, 128)
-        value = log_integral_of_exp_reward(self._judge.reward, self._sac, few, generator)
+        if ABSORBING in policy.observation:  # no action is chosen there
+            policy = _rows(policy, policy.observation[ABSORBING].squeeze(-1) == 0.0)
+        few = _rows(policy, slice(0, 128))
+        # AIRL's f would look at the state that another action led to.
+        reward = self._judge.recovered_reward
+        value = log_integral_of_exp_reward(reward, self._sac, few, generator)
         return mean_or_nothing("log_integral_exp_reward", value)
 
 
@@ -233,12 +244,12 @@ def _replaced(batch: Transition, expert: Transition) -> Transition:
     )
 
 
-def _first(batch: Transition, num: int) -> Transition:
+def _rows(batch: Transition, chosen: torch.Tensor | slice) -> Transition:
     return Transition(
-        {k: v[:num] for k, v in batch.observation.items()},
-        batch.action[:num],
-        batch.pre_tanh_action[:num],
-        batch.environment_reward[:num],
-        batch.discount[:num],
-        {k: v[:num] for k, v in batch.next_observation.items()},
+        {k: v[chosen] for k, v in batch.observation.items()},
+        batch.action[chosen],
+        batch.pre_tanh_action[chosen],
+        batch.environment_reward[chosen],
+        batch.discount[chosen],
+        {k: v[chosen] for k, v in batch.next_observation.items()},
     )

@@ -100,7 +100,7 @@ def test_the_table_shows_every_seed() -> None:
         in text
     )
     assert "| reacher-easy | bc | 10 × 50 | 200,000 | 900 | 0.25 |" in text
-    summary = summarise([row(0, 0.5), row(1, 1.0)])["reacher-easy", "dac", 10, 50]
+    summary = summarise([row(0, 0.5), row(1, 1.0)])["reacher-easy", "dac", 10, 50, 200_000]
     assert summary.mean == 0.75
 
 
@@ -109,7 +109,7 @@ def test_the_plot_has_a_dot_for_every_seed() -> None:
     space = "{http://www.w3.org/2000/svg}"
     assert len(drawn.findall(f"{space}circle")) == 3
     labels = [text.text for text in drawn.findall(f"{space}text")]
-    assert "reacher-easy, dac, 10 × 50" in labels
+    assert "reacher-easy, dac, 10 × 50, 200k" in labels
 
 
 def test_the_readmes_table_is_that_of_the_committed_rows() -> None:

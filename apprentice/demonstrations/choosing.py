@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
 from apprentice.config import Experiment
+from apprentice.demonstrations.bundled import BUNDLED, bundled_names
 from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
 from apprentice.demonstrations.reading import read_demonstrations
-
-BUNDLED: Final = Path(__file__).resolve().parents[2] / "demonstrations"
-"""Where the files that come with the project lie."""
-
-
-def bundled_names() -> tuple[str, ...]:
-    """Return the names of the bundled files."""
-    return tuple(sorted(path.stem for path in BUNDLED.glob("*.hdf5")))
 
 
 def find_demonstrations(reference: str | None, task: str) -> Path:
