@@ -64,7 +64,12 @@ def start(
             serving = _Serving(membership, incarnation, replay, client, heartbeats)
             if metrics is not None:
                 exporter = Exporter(
-                    "actor", metrics, progress.metrics, profile.snapshot, serving.problem
+                    "actor",
+                    metrics,
+                    progress.metrics,
+                    profile.snapshot,
+                    serving.problem,
+                    token_file,
                 )
                 stack.callback(exporter.close)
             reason = serving.act(progress, profile, reason_to_stop)

@@ -144,7 +144,12 @@ def _run(
         )
         if addresses.metrics is not None:
             exporter = Exporter(
-                "learner", addresses.metrics, runner.metrics, profile.snapshot, runner.problem
+                "learner",
+                addresses.metrics,
+                runner.metrics,
+                profile.snapshot,
+                runner.problem,
+                addresses.token_file,
             )
         if expert is not None:
             keep_expert(folder.evaluations, expert, experiment)

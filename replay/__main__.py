@@ -30,6 +30,8 @@ class Flags:
     """Write here, as JSON, where the time of this process goes."""
     metrics: str | None = None
     """Serve Prometheus metrics on this HOST:PORT."""
+    token_file: Path | None = None
+    """File of the token that others than this machine must carry to read them; the learner makes it."""
 
 
 def main() -> int:
@@ -70,7 +72,12 @@ def main() -> int:
 
             try:
                 exporter = Exporter(
-                    "replay", flags.metrics, server.metrics, server.spans, server.problem
+                    "replay",
+                    flags.metrics,
+                    server.metrics,
+                    server.spans,
+                    server.problem,
+                    flags.token_file,
                 )
             except MetricsPortError as error:
                 log.error("the replay server cannot start", reason=str(error))
