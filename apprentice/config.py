@@ -355,10 +355,29 @@ class Experiment(Settings):
             raise ValueError(
                 f"replay.sampling: expected 'transitions' with the family {self.task}, found {self.replay.sampling!r}"
             )
-        if self.is_family and self.imitation.method != "none":
+        if (
+            self.is_family
+            and self.imitation.adversarial
+            and self.replay.tasks_per_batch is not None
+        ):
             raise ValueError(
-                f"imitation.method: expected 'none' with the family {self.task}: imitation learns one task at a time, "
-                f"named by its id; found {self.imitation.method!r}"
+                "replay.tasks_per_batch: expected null where a family is imitated, so that each of the policy's rows "
+                f"stands beside one of the expert's of the same task; found {self.replay.tasks_per_batch}"
+            )
+        if self.is_family and self.imitation.method == "airl":
+            raise ValueError(
+                f"imitation.method: expected another than 'airl' with the family {self.task}: its reward would be "
+                "of one task"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mismatches_tasks_it_can_tell(self) -> Experiment:
+        told = self.is_family and "task_parameters" in self.reads.discriminator
+        if self.imitation.discriminator.mismatched_share and not told:
+            raise ValueError(
+                "imitation.discriminator.mismatched_share: expected 0 unless a family's discriminator reads "
+                f"'task_parameters', found {self.imitation.discriminator.mismatched_share}"
             )
         return self
 

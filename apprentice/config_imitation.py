@@ -73,6 +73,11 @@ class DiscriminatorSettings(Settings):
     """Rows of the expert and of the policy each; null means sac.batch_size."""
     replay_window: int | None = Field(None, ge=1)
     """The policy's rows come from its newest transitions, this many; null means from all."""
+    replay_window_share: float = Field(1.0, gt=0, le=1)
+    """Share of those rows that come from the window; the others come from all."""
+    mismatched_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the policy's rows that are replaced by the expert's of other tasks, where it reads
+    `task_parameters`: so that it cannot ignore them."""
     updates: int = Field(1, ge=1, le=100)
     """Discriminator updates each time it learns."""
     period: int = Field(1, ge=1, le=1000)

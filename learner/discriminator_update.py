@@ -86,8 +86,12 @@ def make_discriminator_update(
     layout: FlatLayout,
     settings: DiscriminatorSettings,
     form: RewardForm,
+    sloped: torch.Tensor | None = None,
 ) -> DiscriminatorUpdate:
-    """Build the update for one setting; the result reads nothing but its arguments."""
+    """Build the update for one setting; the result reads nothing but its arguments.
+
+    `sloped` [X] is 1 for the inputs by which the slope is penalised; None means all.
+    """
     adam = AdamSettings(settings.learning_rate, settings.adam_betas)
     sloping = _WithGradient(discriminator)
 
@@ -136,6 +140,8 @@ def make_discriminator_update(
                     settings.penalty_target,
                     form,
                 )
+                if sloped is not None:
+                    gradient = gradient * sloped
                 penalty = gradient_penalty(settings.penalty, gradient)
                 loss = loss + settings.penalty_coefficient * penalty
             if settings.entropy_bonus > 0.0:

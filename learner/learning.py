@@ -20,6 +20,7 @@ from learner.imitation import Imitation
 from learner.sac import SAC, Tensors
 from replay.rings import Ring
 from replay.tables import signed
+from replay.tasks import Experience, TaskRings
 
 _IMITATION = "imitation."
 """Begins the names of a checkpoint's tensors that are not SAC's."""
@@ -54,6 +55,9 @@ class Learning:
         replay = experiment.replay
         self.sac = SAC(experiment, specs[0], device, experiment.seed)
         self.rings = [Ring(spec, replay.capacity, replay.segment_length, device) for spec in specs]
+        self.experience: Experience = self.rings[0]
+        if len(self.rings) > 1:
+            self.experience = TaskRings(self.rings, replay.tasks_per_batch)
         self.counters = Counters()
         self.last_batch: Transition | None = None
         self._met = False
@@ -142,8 +146,8 @@ class Learning:
         self.profile.lap("batch sampling")
         reward = batch.environment_reward
         if self.imitation is not None:
-            self.imitation.learn(self.rings[0], self.counters.updates)
-            batch, reward = self.imitation.relabel(self.rings[0], batch)
+            self.imitation.learn(self.experience, self.counters.updates)
+            batch, reward = self.imitation.relabel(self.experience, batch)
             self.profile.lap("discriminator")
         self.last_batch = batch
         self.sac.update(batch, reward)
@@ -169,8 +173,8 @@ class Learning:
         batch = self._sample()
         reward = batch.environment_reward
         if self.imitation is not None:
-            self.imitation.prepare(self.rings[0])
-            batch, reward = self.imitation.example(self.rings[0], batch)
+            self.imitation.prepare(self.experience)
+            batch, reward = self.imitation.example(self.experience, batch)
         self.sac.prepare(batch, reward)
         self._generator.set_state(generator)
 
@@ -187,12 +191,10 @@ class Learning:
             self.cloning.reseed(self.experiment.seed + 1000 * times + 3)
 
     def _sample(self) -> Transition:
-        if len(self.rings) > 1:
-            return self._sample_tasks()
         settings, ring = self.experiment.replay, self.rings[0]
         size = self.experiment.sac.batch_size
         if settings.sampling == "transitions":
-            return ring.sample(size, self._generator)
+            return self.experience.sample(size, self._generator)
         length = settings.sampled_length
         if settings.sampling == "segments":
             num_pieces = math.ceil(size / length)
@@ -202,25 +204,12 @@ class Learning:
         chosen = torch.randperm(num_rows, generator=self._generator, device=self.device)[:size]
         return _take(pieces, chosen)
 
-    def _sample_tasks(self) -> Transition:
-        """Draw K tasks without replacement and as many transitions of each: rows come task by task."""
-        num_tasks, size = len(self.rings), self.experiment.sac.batch_size
-        num_drawn = min(self.experiment.replay.tasks_per_batch or num_tasks, num_tasks, size)
-        tasks = torch.randperm(num_tasks, generator=self._generator, device=self.device)
-        rows = [
-            self.rings[task].draw_rows(
-                (number + 1) * size // num_drawn - number * size // num_drawn, self._generator
-            )
-            for number, task in enumerate(tasks[:num_drawn].tolist())
-        ]
-        return self.rings[0].unpack(torch.cat(rows))
-
     def metrics(self) -> Metrics:
         """Return SAC's metrics and the replay's: steps, updates, ratio, and what rings hold and refused."""
         counters = self.counters
         imitation: Metrics = {}
         if self.imitation is not None:
-            imitation = self.imitation.metrics(self.rings[0], seed=counters.updates)
+            imitation = self.imitation.metrics(self.experience, seed=counters.updates)
         if self.cloning is not None:
             imitation = self.cloning.metrics()
         return {

@@ -121,9 +121,11 @@ class Ring:
         """Draw transitions, each valid one (of the `newest` so many) as likely as any other, with replacement."""
         return self._gather(self._draw(batch_size, generator, newest))
 
-    def draw_rows(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+    def draw_rows(
+        self, batch_size: int, generator: torch.Generator, newest: int | None = None
+    ) -> torch.Tensor:
         """Draw transitions as packed rows [batch_size, W], which `unpack` turns into a batch; without pixels."""
-        return self._rows.take(self._draw(batch_size, generator))
+        return self._rows.take(self._draw(batch_size, generator, newest))
 
     def unpack(self, rows: torch.Tensor) -> Transition:
         """Return packed rows [B, W], of this ring or of others of the same layout, as a batch."""

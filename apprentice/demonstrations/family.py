@@ -16,7 +16,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from apprentice.config_family import SPLITS, FamilySettings, SplitName
-from apprentice.demonstrations.choosing import digest_of
+from apprentice.demonstrations.digest import digest_of
 from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
 from apprentice.demonstrations.reading import read_demonstrations
 from apprentice.demonstrations.writing import write_demonstrations

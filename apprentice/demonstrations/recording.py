@@ -13,7 +13,7 @@ from apprentice.checkpoint import experiment_of, load_policy
 from apprentice.checkpoint_format import MANIFEST, Manifest
 from apprentice.config import EnvironmentSettings, Experiment
 from apprentice.config_family import SPLITS
-from apprentice.demonstrations.choosing import digest_of
+from apprentice.demonstrations.digest import digest_of
 from apprentice.demonstrations.family import FamilyDemonstrations, read_family, write_family
 from apprentice.demonstrations.format import (
     DemonstrationError,

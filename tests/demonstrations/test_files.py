@@ -14,10 +14,10 @@ import pytest
 
 from apprentice.demonstrations.choosing import (
     bundled_names,
-    digest_of,
     find_demonstrations,
     split_demonstrations,
 )
+from apprentice.demonstrations.digest import digest_of
 from apprentice.demonstrations.exchange import export_minari, export_npz, import_npz
 from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
 from apprentice.demonstrations.reading import read_demonstrations
