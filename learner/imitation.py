@@ -203,15 +203,14 @@ class Imitation:
         settings = self._settings.discriminator
         if settings.replay_window is None:
             return experience.sample(size, self._generator)
-        num = round(settings.replay_window_share * size)
-        recent = experience.sample(num, self._generator, newest=settings.replay_window)
-        if num == size:
+        recent = experience.sample(size, self._generator, newest=settings.replay_window)
+        if settings.replay_window_share == 1.0:
             return recent
-        both = _joined(recent, experience.sample(size - num, self._generator))
-        if self._demonstrated.task_bounds is None:
-            return both
-        tasks = torch.cat([self._tasks_of(num), self._tasks_of(size - num)])
-        return _rows(both, tasks.argsort(stable=True))
+        # Spread over the batch, whose rows may come task by task.
+        order = torch.arange(size + 1, device=self._device) * settings.replay_window_share
+        places = order.floor().diff().nonzero().squeeze(1)
+        any_age = experience.sample(size, self._generator)
+        return _placed(any_age, _rows(recent, places), places)
 
     def _tasks_of(self, size: int) -> torch.Tensor:
         """Return the task of each row [size] of a family's batch, in which rows come task by task."""

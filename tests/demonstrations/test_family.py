@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from apprentice.config import Experiment
 from apprentice.config_family import SPLITS, FamilySettings, SplitName
+from apprentice.demonstrations.choosing import require_demonstrations, require_family
 from apprentice.demonstrations.family import (
     INDEX,
     ROLES,
@@ -17,6 +19,7 @@ from apprentice.demonstrations.family import (
     write_family,
 )
 from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
+from apprentice.environments.families import task_split
 from tests.demonstrations.cases import SPEC, demonstrations, trajectory
 
 SETTINGS = FamilySettings()
@@ -112,3 +115,55 @@ def test_a_task_without_demonstrations_is_named(tmp_path: Path) -> None:
     family = written(tmp_path / "demos")
     with pytest.raises(DemonstrationError, match="found 'fake-77'"):
         family.episodes("fake-77", "context")
+
+
+def reacher(folder: Path, settings: FamilySettings, without: str | None = None) -> None:
+    """Write made-up demonstrations of a division of reacher_goal."""
+    split = task_split("reacher_goal", settings)
+    recorded: dict[SplitName, dict[str, tuple[DemonstrationSet, int]]] = {}
+    for name in SPLITS:
+        recorded[name] = {}
+        for number, task in enumerate(split.of(name)):
+            if task.task_id == without:
+                continue
+            made = of_task(number, 3)
+            spec = {
+                **(made.metadata.environment or {}),
+                "task": task.task_id,
+                "task_id": task.task_id,
+                "task_parameters": dict(task.parameters),
+            }
+            metadata = made.metadata.model_copy(update={"environment": spec})
+            recorded[name][task.task_id] = (DemonstrationSet(metadata, made.trajectories), 1)
+    write_family(folder, "reacher_goal", settings, split.digest(), recorded)
+
+
+def imitates(folder: Path, **changes: object) -> Experiment:
+    demonstrations = {"file": str(folder), **changes}
+    return Experiment.model_validate(
+        {
+            "name": "test",
+            "task": "reacher_goal",
+            "sac": {"gamma": 0.98},
+            "imitation": {"method": "dac", "demonstrations": demonstrations},
+        }
+    )
+
+
+def test_a_family_s_demonstrations_must_be_of_its_division(tmp_path: Path) -> None:
+    reacher(tmp_path / "whole", SETTINGS)
+    assert require_family(imitates(tmp_path / "whole")).index.family == "reacher_goal"
+    reacher(tmp_path / "arcs", FamilySettings(split="arcs"))
+    missing = task_split("reacher_goal", SETTINGS).train[3].task_id
+    reacher(tmp_path / "less", SETTINGS, without=missing)
+    written(tmp_path / "other")
+    for name, message in (
+        ("nowhere", "expected the folder of reacher_goal's demonstrations"),
+        ("arcs", r"expected the division 'standard' .* found 'arcs' .* set environment.family"),
+        ("less", f"found none of .*{missing}"),
+        ("other", "expected demonstrations of reacher_goal, found fake's"),
+    ):
+        with pytest.raises(DemonstrationError, match=message):
+            require_demonstrations(imitates(tmp_path / name))
+    with pytest.raises(DemonstrationError, match="expected at most 2 to imitate of each task"):
+        require_demonstrations(imitates(tmp_path / "whole", episodes=3))

@@ -303,7 +303,6 @@ def test_bad_settings_are_named() -> None:
         ({"sac": {"gamma": 0.99}}, "environment.family.gamma: expected sac.gamma"),
         ({"task": "reacher-easy", "sac": {"gamma": 0.9}}, "exist only for families"),
         ({"replay": {"sampling": "mixed"}}, "replay.sampling: expected 'transitions'"),
-        ({"imitation": {"method": "dac"}}, "imitation.method: expected 'none'"),
     ],
 )
 def test_an_experiment_must_fit_its_family(changes: dict[str, object], message: str) -> None:

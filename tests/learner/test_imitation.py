@@ -496,3 +496,18 @@ def test_the_integral_of_exp_zero_is_the_volume_of_actions() -> None:
         for seed in range(10)
     ]
     assert float(np.mean(values)) == pytest.approx(2 * math.log(2.0), abs=0.3)
+
+
+def test_a_share_of_the_policys_rows_is_recent() -> None:
+    settings = {"replay_window": 8, "replay_window_share": 0.25}
+    one = learning("dac", discriminator=settings)
+    for number in range(40):
+        one.receive(make_segment(number))
+    newest = {tuple(row) for row in make_segment(39).action.tolist()}
+    assert one.imitation is not None
+    counts = []
+    for _ in range(20):
+        batch = one.imitation._policy_batch(one.experience, 64)
+        counts.append(sum(tuple(row) in newest for row in batch.action.tolist()))
+    assert min(counts) >= 16
+    assert sum(counts) / 20 < 20  # and of the others one in forty
