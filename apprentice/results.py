@@ -147,6 +147,28 @@ def difference_interval(
     return middle, float(low), float(high)
 
 
+def differences(rows: Sequence[LearningRow], against: str) -> str:
+    """Return a Markdown table of every method's mean less that of `against`, on the same task, rows and budget.
+
+    Raises ResultsError where no row is of that method.
+    """
+    found: dict[tuple[object, ...], dict[str, tuple[float, ...]]] = {}
+    for (task, method, *rest), summary in summarise(rows).items():
+        found.setdefault((task, *rest), {})[method] = summary.seeds
+    if not any(against in methods for methods in found.values()):
+        known = sorted({row.method for row in rows})
+        raise ResultsError(f"--against: expected one of {known}, found {against!r}")
+    lines = [f"| task | method | less {against} | 95 % interval |", "|---|---|---|---|"]
+    for place, methods in sorted(found.items(), key=lambda entry: str(entry[0])):
+        if against not in methods:
+            continue
+        base = {"": methods.pop(against)}
+        for method, seeds in sorted(methods.items()):
+            middle, low, high = difference_interval({"": seeds}, base)
+            lines.append(f"| {place[0]} | {method} | {middle:+.2f} | [{low:+.2f}, {high:+.2f}] |")
+    return "\n".join(lines) + "\n"
+
+
 def table(rows: Sequence[LearningRow]) -> str:
     """Return the results as a Markdown table, one line per setting."""
     experts = {row.setting: row.expert_return for row in rows}

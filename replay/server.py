@@ -28,6 +28,9 @@ log = structlog.get_logger()
 
 _STATUS_SECONDS = 5.0
 FINAL_CHECKPOINT_SECONDS = 25.0
+OWN_GIGABYTES = 0.8
+"""Of a replay server without a segment: TensorFlow, Reverb, and room to write a checkpoint."""
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 STALL_SECONDS = 300.0
 """A server whose Reverb answers nobody, or whose checkpoint does not end, for this long exits to be restarted."""
 
@@ -241,6 +244,22 @@ def _check_memory(specs: Sequence[EnvironmentSpec], settings: ReplaySettings) ->
             f"{needed:.2f} GB, replay.memory_limit_gigabytes is {settings.memory_limit_gigabytes:g}; "
             "raise it, or lower replay.capacity"
         )
+    allowed = memory_limit_bytes()
+    if allowed is not None and needed + OWN_GIGABYTES > allowed / 1e9:
+        raise NotEnoughMemory(
+            f"full tables may need {needed:.2f} GB and the process itself {OWN_GIGABYTES:g}, this container is allowed "
+            f"{allowed / 1e9:.2f}: the kernel would kill it later on; raise the limit (REPLAY_MEMORY of the compose "
+            "file), or lower replay.capacity"
+        )
+
+
+def memory_limit_bytes(path: Path = CGROUP_LIMIT) -> int | None:
+    """Return what the kernel allows this container; None where it sets no limit."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

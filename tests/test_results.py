@@ -14,6 +14,7 @@ from apprentice.results import (
     ResultsError,
     bootstrap_interval,
     difference_interval,
+    differences,
     interquartile_mean,
     plot,
     read_results,
@@ -91,6 +92,16 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace(",10,", ",ten,"))
     with pytest.raises(ResultsError, match="line 2"):
         read_results(path)
+
+
+def test_differences_are_taken_on_the_same_task_and_budget() -> None:
+    rows = [row(seed, value) for seed, value in ((0, 0.5), (1, 1.0))]
+    rows += [row(seed, value, "bc") for seed, value in ((0, 0.25), (1, 0.25))]
+    rows.append(row(0, 0.9, "bc")._replace(frames=7))  # another budget, with nothing to compare
+    text = differences(rows, "bc")
+    assert text.splitlines()[2:] == ["| reacher-easy | dac | +0.50 | [+0.25, +0.75] |"]
+    with pytest.raises(ResultsError, match=r"expected one of \['bc', 'dac'\], found 'gail'"):
+        differences(rows, "gail")
 
 
 def test_the_table_shows_every_seed() -> None:
