@@ -3,7 +3,7 @@
 #   make run      imitate the expert of reacher-easy, with the evaluation server on port 8000
 #                 (EXPERIMENT=name, ARGS="--set seed=1", TORCH_INDEX=url: see README.md)
 #   make test     all tests but the slow ones; ARGS goes to pytest
-#   make soak     the slow tests
+#   make soak     the slow tests: about an hour, three at most
 #   make test-compose   the containers: builds them, trains, kills, scales (needs a Docker engine)
 #   make check    format, lint, types, layers
 #   make format   mend format and lint where that can be done by machine
@@ -30,7 +30,7 @@ test: install-dev
 	@$(BIN)/python -m pytest -m "not slow and not compose" $(ARGS)
 
 soak: install-dev
-	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+	@timeout 3h $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
 test-compose: install-dev
 	@$(BIN)/python -m pytest -m compose --timeout 3600 -x tests/compose $(ARGS)

@@ -204,12 +204,13 @@ class Actor:
         if not np.count_nonzero(step.ending):
             return
         for index in np.flatnonzero(step.ending):
+            task = int(step.task[index])
             if step.ending[index] == Ending.ABORTED:
                 self._num_aborted += 1
             else:
                 progress.add_episode(
                     EpisodeReport(
-                        0,
+                        task,
                         float(self._returns[index]),
                         int(self._lengths[index]),
                         self._policy.version,

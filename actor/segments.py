@@ -14,9 +14,8 @@ _GOES_ON = np.uint8(Ending.GOES_ON)
 
 @dataclass(frozen=True)
 class Origin:
-    """Who makes the segments, and for which task."""
+    """Who makes the segments."""
 
-    task: int
     actor: int
     incarnation: int
 
@@ -47,6 +46,7 @@ class SegmentBuilder:
         self._first_step = np.zeros(num_environments, np.int64)
         self._episode = np.full(num_environments, -1, np.int64)
         self._num_episodes = 0
+        self._task = np.zeros(num_environments, np.int64)
         self._policy_version = np.zeros(num_environments, np.int64)
         size = spec.action_size
         shape = (num_environments, segment_length)
@@ -87,6 +87,7 @@ class SegmentBuilder:
         if np.count_nonzero(step.first):
             for index in np.flatnonzero(step.first):
                 self._begin_episode(int(index), step.observation)
+            np.copyto(self._task, step.task, where=step.first)
         at = self._filled
         rows = self._step_starts + at
         self._action_rows[rows] = step.action
@@ -134,7 +135,7 @@ class SegmentBuilder:
             discount=self._padded(self._discount[index], length),
             length=length,
             ending=ending,
-            task=self._origin.task,
+            task=int(self._task[index]),
             actor=self.actor,
             incarnation=self._origin.incarnation,
             episode=int(self._episode[index]),

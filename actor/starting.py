@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from apprentice.tokens import TokenError, read_token
 from replay.errors import ReplayMismatch
 
 if TYPE_CHECKING:
+    from actor.walking import WalkingEnvironment
     from apprentice.environments import Environment
 
 log = structlog.get_logger()
@@ -62,7 +64,12 @@ def start(
             serving = _Serving(membership, incarnation, replay, client, heartbeats)
             if metrics is not None:
                 exporter = Exporter(
-                    "actor", metrics, progress.metrics, profile.snapshot, serving.problem
+                    "actor",
+                    metrics,
+                    progress.metrics,
+                    profile.snapshot,
+                    serving.problem,
+                    token_file,
                 )
                 stack.callback(exporter.close)
             reason = serving.act(progress, profile, reason_to_stop)
@@ -123,7 +130,9 @@ class _Serving:
         settings, slot = experiment.actor, self._membership.slot
         seeds = environment_seeds(experiment.seed, slot, self._incarnation, settings.environments)
         with ExitStack() as stack:
-            environments = self._environments(seeds[2:], profile, stack)
+            environments = self._environments(seeds[2:], stack)
+            for environment in environments:
+                environment.profile = profile
             policies = self._client.subscribe(slot, self._incarnation)
             stack.callback(policies.close)
             writer = SegmentWriter(self._replay, self._membership.specs, experiment.replay)
@@ -132,7 +141,7 @@ class _Serving:
             watchdog.start()
             stack.callback(watchdog.stop)
             self._problems += [watchdog.problem, writer.problem]
-            origin = Origin(task=0, actor=slot, incarnation=self._incarnation)
+            origin = Origin(actor=slot, incarnation=self._incarnation)
             length = experiment.replay.segment_length
             actor = Actor(
                 environments,
@@ -154,25 +163,37 @@ class _Serving:
                 raise DoesNotFit(f"this experiment reads pixels: {error}") from error
 
     def _environments(
-        self, seeds: list[int], profile: Profile, stack: ExitStack
-    ) -> list[Environment]:
-        from apprentice.environments import make_environment
+        self, seeds: list[int], stack: ExitStack
+    ) -> Sequence[Environment] | Sequence[WalkingEnvironment]:
+        """Build the environments: of the one task, or each a walk over a family's."""
+        from actor.walking import TaskWalk, WalkingEnvironment
+        from apprentice.environments import UnknownTask, experiment_specs, make_environment
 
-        experiment, spec = self._membership.experiment, self._membership.specs[0]
-        environments = []
-        for seed in seeds:
-            environment = make_environment(
-                experiment.task, seed, experiment.observation_keys, experiment.environment
+        experiment, specs = self._membership.experiment, self._membership.specs
+        keys, settings = experiment.observation_keys, experiment.environment
+        try:
+            built = experiment_specs(experiment.task, keys, settings)
+        except UnknownTask as error:
+            raise DoesNotFit(str(error)) from error
+        if built != list(specs):
+            differing = next(
+                (pair for pair in zip(specs, built, strict=False) if pair[0] != pair[1]),
+                (specs[0], built[0]),
             )
-            stack.callback(environment.close)
-            environment.profile = profile
-            environments.append(environment)
-        if environments[0].spec != spec:
             raise DoesNotFit(
-                f"the learner expects the environment {spec.to_dict()}, this machine builds "
-                f"{environments[0].spec.to_dict()}; install the same versions on both"
+                f"the learner expects {len(specs)} environments like {differing[0].to_dict()}, this machine builds "
+                f"{len(built)} like {differing[1].to_dict()}; install the same versions on both"
             )
-        return environments
+
+        def build(seed: int, task: int) -> Environment:
+            environment = make_environment(specs[task].task_id, seed + 7919 * task, keys, settings)
+            stack.callback(environment.close)
+            return environment
+
+        if len(specs) == 1:
+            return [build(seed, 0) for seed in seeds]
+        walk = TaskWalk(len(specs), (experiment.seed, self._membership.slot, self._incarnation))
+        return [WalkingEnvironment(walk, partial(build, seed)) for seed in seeds]
 
 
 def environment_seeds(seed: int, slot: int, incarnation: int, num: int) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from apprentice.config_base import Name, ObservationKey, Port, Settings
+from apprentice.config_family import FamilySettings
 from apprentice.config_imitation import (
     CloningSettings,
     DemonstrationSettings,
@@ -18,7 +19,7 @@ from apprentice.config_imitation import (
     ImitationSettings,
     RewardSettings,
 )
-from apprentice.suite_tasks import terminates
+from apprentice.suite_tasks import FAMILIES, family_of, terminates
 
 __all__ = [
     "ActorSettings",
@@ -29,6 +30,7 @@ __all__ = [
     "EnvironmentSettings",
     "EvaluationSettings",
     "Experiment",
+    "FamilySettings",
     "ImitationSettings",
     "LearnerSettings",
     "NetworkSettings",
@@ -56,6 +58,7 @@ class EnvironmentSettings(Settings):
     """Index of the camera that makes `pixels`; -1 is the free camera."""
     render_quality: Literal["full", "look", "fast"] = "look"
     """`full` is dm_control's picture, `look` nearly the same and 8 times faster, `fast` without shadows."""
+    family: FamilySettings = FamilySettings()
 
 
 class ReadsSettings(Settings):
@@ -80,10 +83,6 @@ class ReadsSettings(Settings):
             raise ValueError(
                 "reads.discriminator: expected 'pixels' only where the critics read them too, whose "
                 f"features it takes; found critic {list(self.critic)}"
-            )
-        if "task_parameters" in self.policy + self.critic + self.discriminator:
-            raise ValueError(
-                "reads: 'task_parameters' exist only for families of tasks; suite tasks have 'state' and 'pixels'"
             )
         return self
 
@@ -182,6 +181,8 @@ class ReplaySettings(Settings):
     """What a batch is drawn as: single transitions, contiguous pieces, or a random half of such pieces."""
     sampled_length: int = Field(8, ge=1, le=1024)
     """Steps of a contiguous piece, where sampling is not by transitions."""
+    tasks_per_batch: int | None = Field(None, ge=1)
+    """Tasks of a family that a batch is drawn from, without replacement, as many rows of each; null means all."""
     checkpoint_period_seconds: float = Field(300.0, gt=0)
     """Seconds between two checkpoints of the replay server: what its crash may lose."""
     memory_limit_gigabytes: float = Field(4.0, gt=0)
@@ -291,8 +292,8 @@ class Experiment(Settings):
     """Name of the experiment, the file's stem."""
     variant: int = Field(0, ge=0)
     """Number of this variant in the experiment's grid."""
-    task: str = Field(pattern=r"^[A-Za-z0-9_]+-[A-Za-z0-9_]+$")
-    """`domain-task` of the DeepMind Control Suite."""
+    task: str = Field(pattern=r"^[A-Za-z0-9_]+(-[A-Za-z0-9._-]+)?$")
+    """`domain-task` of the DeepMind Control Suite; a family, to learn all its train tasks; or the id of one of them."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of the run: networks, sampling, environments."""
     environment: EnvironmentSettings = EnvironmentSettings()
@@ -310,12 +311,80 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _goes_on_where_episodes_terminate(self) -> Experiment:
         learns = self.imitation.method not in ("none", "bc")
-        if learns and terminates(self.task) and not self.imitation.absorbing_states:
+        imitation = self.imitation
+        biased = not imitation.absorbing_states and not imitation.allow_termination_bias
+        if learns and terminates(self.task) and biased:
             raise ValueError(
                 f"imitation.absorbing_states: expected true with {self.task!r}, whose episodes can terminate: "
-                "otherwise the reward's sign alone teaches to end them or to drag them out; found false"
+                "otherwise the reward's sign alone teaches to end them or to drag them out; found false (to see "
+                "that happen, set imitation.allow_termination_bias)"
             )
         return self
+
+    @model_validator(mode="after")
+    def _judges_what_is_encoded(self) -> Experiment:
+        reads = self.reads
+        if (
+            self.imitation.adversarial
+            and "state" in reads.discriminator
+            and "state" not in reads.policy + reads.critic
+        ):
+            raise ValueError(
+                "reads.discriminator: expected 'state' only where policy or critics read it too, whose normalisation "
+                f"it takes; found policy {list(reads.policy)} and critic {list(reads.critic)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_family(self) -> Experiment:
+        reads = self.reads
+        privileged = "task_parameters" in reads.policy + reads.critic + reads.discriminator
+        if family_of(self.task) is None:
+            if privileged:
+                raise ValueError(
+                    "reads: 'task_parameters' exist only for families of tasks; suite tasks have 'state' and 'pixels'"
+                )
+            return self
+        family = self.environment.family
+        if family.shaping and family.gamma != self.sac.gamma:
+            raise ValueError(
+                "environment.family.gamma: expected sac.gamma, or the shaping would change which policy is best; "
+                f"found {family.gamma} and {self.sac.gamma}"
+            )
+        if self.is_family and self.replay.sampling != "transitions":
+            raise ValueError(
+                f"replay.sampling: expected 'transitions' with the family {self.task}, found {self.replay.sampling!r}"
+            )
+        if (
+            self.is_family
+            and self.imitation.adversarial
+            and self.replay.tasks_per_batch is not None
+        ):
+            raise ValueError(
+                "replay.tasks_per_batch: expected null where a family is imitated, so that each of the policy's rows "
+                f"stands beside one of the expert's of the same task; found {self.replay.tasks_per_batch}"
+            )
+        if self.is_family and self.imitation.method == "airl":
+            raise ValueError(
+                f"imitation.method: expected another than 'airl' with the family {self.task}: its reward would be "
+                "of one task"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mismatches_tasks_it_can_tell(self) -> Experiment:
+        told = self.is_family and "task_parameters" in self.reads.discriminator
+        if self.imitation.discriminator.mismatched_share and not told:
+            raise ValueError(
+                "imitation.discriminator.mismatched_share: expected 0 unless a family's discriminator reads "
+                f"'task_parameters', found {self.imitation.discriminator.mismatched_share}"
+            )
+        return self
+
+    @property
+    def is_family(self) -> bool:
+        """Whether several tasks are learned at once."""
+        return self.task in FAMILIES
 
     @property
     def observation_keys(self) -> tuple[str, ...]:

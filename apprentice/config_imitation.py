@@ -12,6 +12,7 @@ from apprentice.config_base import Settings
 Method = Literal["none", "gail", "dac", "fairl", "airl", "sqil", "bc"]
 RewardForm = Literal["logit", "log_d", "minus_log_one_minus_d", "fairl"]
 
+FAIRL_BOUND: Final = 10.0
 PRESETS: Final[Mapping[Method, Mapping[str, Mapping[str, Any] | float]]] = {
     "none": {},
     "gail": {
@@ -19,12 +20,21 @@ PRESETS: Final[Mapping[Method, Mapping[str, Mapping[str, Any] | float]]] = {
         "discriminator": {"replay_window": 20_000},
     },
     "dac": {"reward": {"form": "logit"}},
-    "fairl": {"reward": {"form": "fairl", "bound": 10.0}},
+    "fairl": {"reward": {"form": "fairl", "bound": FAIRL_BOUND}},
     "airl": {"reward": {"form": "logit"}},
     "sqil": {"demonstration_share": 0.5},
     "bc": {},
 }
 """What a method sets where the experiment says nothing."""
+ARCHITECTURES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "tanh_2x100": {
+        "hidden_size": 100,
+        "num_hidden_layers": 2,
+        "activation": "tanh",
+        "dropout": 0.0,
+    },
+}
+"""What a discriminator's preset sets where the experiment says nothing."""
 
 
 class DemonstrationSettings(Settings):
@@ -47,6 +57,8 @@ class DiscriminatorSettings(Settings):
 
     inputs: Literal["state_action", "state_next_state", "state"] = "state_action"
     """What it judges; `airl` uses `state_action` or `state` for g."""
+    preset: Literal["tanh_2x100"] | None = None
+    """An architecture by name; whatever else is set here goes before it."""
     hidden_size: int = Field(128, ge=4, le=4096)
     """Units of each hidden layer."""
     num_hidden_layers: int = Field(2, ge=1, le=8)
@@ -61,6 +73,11 @@ class DiscriminatorSettings(Settings):
     """Rows of the expert and of the policy each; null means sac.batch_size."""
     replay_window: int | None = Field(None, ge=1)
     """The policy's rows come from its newest transitions, this many; null means from all."""
+    replay_window_share: float = Field(1.0, gt=0, le=1)
+    """Share of those rows that come from the window; the others come from all."""
+    mismatched_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the policy's rows that are replaced by the expert's of other tasks, where it reads
+    `task_parameters`: so that it cannot ignore them."""
     updates: int = Field(1, ge=1, le=100)
     """Discriminator updates each time it learns."""
     period: int = Field(1, ge=1, le=1000)
@@ -91,6 +108,14 @@ class DiscriminatorSettings(Settings):
     max_gradient_norm: float | None = Field(None, gt=0)
     """Clip its gradient to this norm; null means no clipping."""
 
+    @model_validator(mode="after")
+    def _fill_in_preset(self) -> DiscriminatorSettings:
+        if self.preset is not None:
+            for key, value in ARCHITECTURES[self.preset].items():
+                if key not in self.model_fields_set:
+                    object.__setattr__(self, key, value)
+        return self
+
 
 class RewardSettings(Settings):
     """From a logit h, with D = sigmoid(h), to the reward that SAC learns on."""
@@ -100,7 +125,8 @@ class RewardSettings(Settings):
     logit_bound: float | None = Field(10.0, gt=0)
     """Cut h to this magnitude before anything else; null leaves it."""
     bound: float | None = Field(None, gt=0)
-    """Cut the reward to this magnitude; null leaves it."""
+    """Cut the reward to this magnitude; null leaves it. With `fairl`, whose reward grows like exp(h), it is 10
+    unless set."""
     normalise: bool = False
     """Divide by a running root mean square, so that rewards have magnitude 1."""
     scale: float = Field(1.0, gt=0)
@@ -112,6 +138,12 @@ class RewardSettings(Settings):
     """Path of the expert's checkpoint, for `expert_advantage`."""
     recovered_checkpoint: str | None = None
     """Path of the earlier run's checkpoint, for `recovered`."""
+
+    @model_validator(mode="after")
+    def _fairl_is_bounded(self) -> RewardSettings:
+        if self.form == "fairl" and "bound" not in self.model_fields_set:
+            object.__setattr__(self, "bound", FAIRL_BOUND)
+        return self
 
     @model_validator(mode="after")
     def _checkpoint_is_known(self) -> RewardSettings:
@@ -151,6 +183,8 @@ class ImitationSettings(Settings):
     """Share of SAC's batch that is drawn from the demonstrations."""
     absorbing_states: bool = True
     """Where the task can terminate: go on in an absorbing state, which critics and discriminator can tell."""
+    allow_termination_bias: bool = False
+    """Permit absorbing_states off on a task that can terminate, to see what that does."""
 
     @model_validator(mode="after")
     def _fill_in_preset(self) -> ImitationSettings:

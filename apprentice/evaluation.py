@@ -41,11 +41,13 @@ class Acts(Protocol):
 class Episode(NamedTuple):
     """One evaluated episode."""
 
+    task: str  # its id
     seed: int
     environment_return: float
     length: int  # agent steps
     ending: Ending
     trajectory: Trajectory | None
+    metrics: dict[str, float]  # what a family's task measures beside the return
 
 
 class Evaluation(NamedTuple):
@@ -59,6 +61,12 @@ class Evaluation(NamedTuple):
         """Mean of the episodes' returns."""
         return float(np.mean([episode.environment_return for episode in self.episodes]))
 
+    @property
+    def metrics_mean(self) -> dict[str, float]:
+        """Mean over episodes of what a family's tasks measure; empty for the suite's."""
+        names = self.episodes[0].metrics
+        return {n: float(np.mean([e.metrics[n] for e in self.episodes])) for n in names}
+
     def report(self) -> dict[str, Any]:
         """Return the returns as JSON tells them: of all episodes, and of each."""
         returns = [episode.environment_return for episode in self.episodes]
@@ -66,12 +74,15 @@ class Evaluation(NamedTuple):
             "return_mean": self.return_mean,
             "return_min": min(returns),
             "return_max": max(returns),
+            **({"metrics": metrics} if (metrics := self.metrics_mean) else {}),
             "episodes": [
                 {
+                    "task": episode.task,
                     "seed": episode.seed,
                     "environment_return": episode.environment_return,
                     "length": episode.length,
                     "ending": episode.ending.name.lower(),
+                    **({"metrics": episode.metrics} if episode.metrics else {}),
                 }
                 for episode in self.episodes
             ],
@@ -85,7 +96,7 @@ def environment_seed(seed: int) -> int:
 
 def evaluate(
     policy: Acts,
-    task: str,
+    task: str | Sequence[str],
     seeds: Sequence[int],
     *,
     observation: Sequence[str] = ("state",),
@@ -97,30 +108,41 @@ def evaluate(
 ) -> Evaluation:
     """Run one whole episode for each seed, or its first `max_steps` agent steps.
 
-    The first `keep_trajectories` episodes are kept whole. Raises EvaluationTimeout, and
-    EvaluationError where the policy or the physics give numbers that are not finite.
+    Of several tasks each is given every seed; episodes come task by task. The first `keep_trajectories`
+    episodes are kept whole. Returns never contain shaping. Raises EvaluationTimeout, and EvaluationError where
+    the policy or the physics give numbers that are not finite.
     """
-    if not seeds:
-        raise EvaluationError("expected one seed or more, found none")
+    tasks = [task] if isinstance(task, str) else list(task)
+    if not seeds or not tasks:
+        raise EvaluationError("expected one task and one seed or more, found none")
     started = time.monotonic()
     deadline = started + deadline_seconds
-    settings = settings or EnvironmentSettings()
+    settings = unshaped(settings or EnvironmentSettings())
+    asked = [(name, seed) for name in tasks for seed in seeds]
     episodes: list[Episode] = []
-    environments: list[Environment] = []
+    environments: dict[tuple[int, str], Environment] = {}
     try:
-        for first in range(0, len(seeds), MAX_BATCH):
-            batch = seeds[first : first + MAX_BATCH]
-            while len(environments) < len(batch):
-                environments.append(make_environment(task, 0, observation, settings))
-            for environment, seed in zip(environments, batch, strict=False):
-                environment.seed(environment_seed(seed))
+        for first in range(0, len(asked), MAX_BATCH):
+            batch = asked[first : first + MAX_BATCH]
+            chosen = []
+            for place, (name, seed) in enumerate(batch):
+                if (place, name) not in environments:
+                    environments[place, name] = make_environment(name, 0, observation, settings)
+                chosen.append(environments[place, name])
+                chosen[-1].seed(environment_seed(seed))
             keep = max(0, keep_trajectories - first)
-            runner = _Batch(environments[: len(batch)], policy, deterministic, keep)
-            episodes += runner.run(batch, max_steps, deadline)
+            runner = _Batch(chosen, policy, deterministic, keep)
+            episodes += runner.run([seed for _, seed in batch], max_steps, deadline)
     finally:
-        for environment in environments:
+        for environment in environments.values():
             environment.close()
     return Evaluation(tuple(episodes), time.monotonic() - started)
+
+
+def unshaped(settings: EnvironmentSettings) -> EnvironmentSettings:
+    """Return settings whose rewards are the task's own, as returns are reported."""
+    family = settings.family.model_copy(update={"shaping": False})
+    return settings.model_copy(update={"family": family})
 
 
 class _Batch:
@@ -142,6 +164,7 @@ class _Batch:
         returns, lengths = np.zeros(num), np.zeros(num, np.int64)
         endings = [Ending.GOES_ON] * num
         running = np.ones(num, bool)
+        metrics: list[dict[str, float]] = [{} for _ in seeds]
         for step in rollout(self._environments, self._act):
             returns[running] += step.environment_reward[running]
             lengths[running] += 1
@@ -158,9 +181,12 @@ class _Batch:
                         float(step.discount[index]),
                     )
                 if step.ending[index] != Ending.GOES_ON:
+                    metrics[index] = self._environments[index].episode_metrics()
                     endings[index] = Ending(int(step.ending[index]))
                     running[index] = False
             if max_steps is not None and lengths.max() >= max_steps:
+                for index in np.flatnonzero(running):
+                    metrics[index] = self._environments[index].episode_metrics()
                 break
             if not running.any():
                 break
@@ -170,11 +196,13 @@ class _Batch:
                 )
         return [
             Episode(
+                self._environments[index].task.task_id,
                 seed,
                 float(returns[index]),
                 int(lengths[index]),
                 endings[index],
                 recorder.trajectory(endings[index], seed) if recorder is not None else None,
+                metrics[index],
             )
             for index, (seed, recorder) in enumerate(zip(seeds, self._recorders, strict=True))
         ]

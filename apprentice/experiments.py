@@ -27,7 +27,7 @@ from apprentice.plain_yaml import (
     write_yaml,
 )
 from apprentice.setting_problems import describe_problems, did_you_mean
-from apprentice.suite_tasks import SUITE_TASKS
+from apprentice.suite_tasks import FAMILIES, SUITE_TASKS, family_of
 
 EXPERIMENTS: Final = Path(__file__).resolve().parents[1] / "experiments"
 MAX_VARIANTS: Final = 1000
@@ -246,8 +246,11 @@ def _validate(tree: _Tree) -> Experiment:
 
 def _unknown_tasks(experiments: Sequence[Experiment]) -> Iterator[str]:
     for task in dict.fromkeys(experiment.task for experiment in experiments):
-        if task not in SUITE_TASKS:
-            hint = did_you_mean(task, SUITE_TASKS) or f"; there are {', '.join(SUITE_TASKS)}"
+        if task not in SUITE_TASKS and family_of(task) is None:
+            hint = (
+                did_you_mean(task, [*SUITE_TASKS, *FAMILIES])
+                or f"; there are {', '.join(SUITE_TASKS)}"
+            )
             yield (
                 "task: expected a task of the DeepMind Control Suite as 'domain-task', "
                 f"found {show(task)}{hint}"

@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -14,8 +15,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from apprentice.ports import split_address
+from apprentice.ports import is_loopback, split_address
 from apprentice.profiling import Span
+from apprentice.tokens import TokenError, bearer, metrics_token, read_token, same_token
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIEnvironment
@@ -39,7 +41,7 @@ class Exporter:
     spans as the counters `apprentice_span_seconds_total` and `apprentice_span_units_total`, by `service`
     and `span`. Spans among the metrics are left out. Beside them stand the process's own numbers, memory
     and open files among them, under the names that Prometheus gives them. `/healthz` answers 200, or 503
-    with the problem.
+    with the problem. Where others than this machine can reach it, they must carry the token.
     """
 
     def __init__(
@@ -49,15 +51,30 @@ class Exporter:
         metrics: ReadMetrics,
         spans: ReadSpans,
         problem: FindProblem,
+        token_file: Path | None = None,
     ) -> None:
-        """Listen on `address` (HOST:PORT); raise MetricsPortError where that is not possible."""
+        """Listen on `address` (HOST:PORT).
+
+        `token_file` holds what callers from other addresses than this machine's loopback must carry; until it is
+        there they are refused. Raises MetricsPortError where listening is not possible, or others could ask
+        without a token.
+        """
         registry = CollectorRegistry()
         registry.register(_ServiceCollector(service, metrics, spans))
         ProcessCollector(registry=registry)
         try:
             host, port = split_address(address)
+            if token_file is None and not is_loopback(host):
+                raise ValueError(
+                    f"{host} can be reached from other machines: expected --token-file, the file of the token "
+                    "that they must then carry (the learner makes it)"
+                )
             self._server = make_server(
-                host, port, _Pages(registry, problem), _server_class(host), _QuietHandler
+                host,
+                port,
+                _Pages(registry, problem, token_file),
+                _server_class(host),
+                _QuietHandler,
             )
         except (OSError, ValueError) as error:
             raise MetricsPortError(f"--metrics {address}: {error}") from error
@@ -76,12 +93,18 @@ class Exporter:
 
 
 class _Pages:
-    def __init__(self, registry: CollectorRegistry, problem: FindProblem) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, problem: FindProblem, token_file: Path | None
+    ) -> None:
         self._metrics = make_wsgi_app(registry)
-        self._problem = problem
+        self._problem, self._token_file = problem, token_file
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
+        if not self._may_ask(environ):
+            challenge = ("WWW-Authenticate", 'Bearer realm="apprentice"')
+            start_response("401 Unauthorized", [("Content-Type", "text/plain"), challenge])
+            return [b"expected the token of the run: Authorization: Bearer ...\n"]
         path = environ.get("PATH_INFO")
         if path == "/metrics":
             pages: Iterable[bytes] = self._metrics(environ, start_response)
@@ -94,6 +117,17 @@ class _Pages:
             status, text = "200 OK", "ok"
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{text}\n".encode()]
+
+    def _may_ask(self, environ: WSGIEnvironment) -> bool:
+        """Return whether the caller is on this machine, as the container's health check is, or knows the token."""
+        if self._token_file is None or is_loopback(str(environ.get("REMOTE_ADDR", ""))):
+            return True
+        try:
+            token = read_token(self._token_file)
+        except TokenError:
+            return False
+        found = bearer(str(environ.get("HTTP_AUTHORIZATION", "")))
+        return same_token(found, metrics_token(token)) or same_token(found, token)
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -131,6 +165,8 @@ class _ServiceCollector(Collector):
         seconds = CounterMetricFamily("apprentice_span_seconds", "Wall time.", labels=labels)
         units = CounterMetricFamily("apprentice_span_units", "Work done in it.", labels=labels)
         for name, span in self._spans().items():
+            if name == "other":  # what no lap has charged yet falls when one does: no counter
+                continue
             seconds.add_metric([self._service, name], span.seconds)
             units.add_metric([self._service, name], span.units)
         yield seconds

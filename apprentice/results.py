@@ -19,6 +19,10 @@ NUM_RESAMPLES: Final = 5000
 COVERAGE: Final = 0.95
 
 
+Setting = tuple[str, str, int, int, int]
+"""Task, method, demonstrations, rows of each, and the budget in environment frames."""
+
+
 class LearningRow(NamedTuple):
     """The final policy of one seed; the names are the columns of the file."""
 
@@ -41,9 +45,9 @@ class LearningRow(NamedTuple):
         return self[:6]
 
     @property
-    def setting(self) -> tuple[str, str, int, int]:
-        """What seeds are taken together over."""
-        return self.task, self.method, self.demonstrations, self.rows
+    def setting(self) -> tuple[str, str, int, int, int]:
+        """What seeds are taken together over: the same budget, too."""
+        return self.task, self.method, self.demonstrations, self.rows, self.frames
 
 
 class Summary(NamedTuple):
@@ -111,9 +115,9 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, f
     return float(low), float(high)
 
 
-def summarise(rows: Sequence[LearningRow]) -> dict[tuple[str, str, int, int], Summary]:
+def summarise(rows: Sequence[LearningRow]) -> dict[Setting, Summary]:
     """Return normalised returns, or plain ones where there is no expert, by setting."""
-    values: dict[tuple[str, str, int, int], list[tuple[int, float]]] = {}
+    values: dict[Setting, list[tuple[int, float]]] = {}
     for row in rows:
         value = row.environment_return if row.normalised is None else row.normalised
         values.setdefault(row.setting, []).append((row.seed, value))
@@ -143,9 +147,30 @@ def difference_interval(
     return middle, float(low), float(high)
 
 
+def differences(rows: Sequence[LearningRow], against: str) -> str:
+    """Return a Markdown table of every method's mean less that of `against`, on the same task, rows and budget.
+
+    Raises ResultsError where no row is of that method.
+    """
+    found: dict[tuple[object, ...], dict[str, tuple[float, ...]]] = {}
+    for (task, method, *rest), summary in summarise(rows).items():
+        found.setdefault((task, *rest), {})[method] = summary.seeds
+    if not any(against in methods for methods in found.values()):
+        known = sorted({row.method for row in rows})
+        raise ResultsError(f"--against: expected one of {known}, found {against!r}")
+    lines = [f"| task | method | less {against} | 95 % interval |", "|---|---|---|---|"]
+    for place, methods in sorted(found.items(), key=lambda entry: str(entry[0])):
+        if against not in methods:
+            continue
+        base = {"": methods.pop(against)}
+        for method, seeds in sorted(methods.items()):
+            middle, low, high = difference_interval({"": seeds}, base)
+            lines.append(f"| {place[0]} | {method} | {middle:+.2f} | [{low:+.2f}, {high:+.2f}] |")
+    return "\n".join(lines) + "\n"
+
+
 def table(rows: Sequence[LearningRow]) -> str:
     """Return the results as a Markdown table, one line per setting."""
-    frames = {row.setting: row.frames for row in rows}
     experts = {row.setting: row.expert_return for row in rows}
     lines = [
         "| task | method | demonstrations × rows | frames | expert's return | normalised return: mean | "
@@ -153,10 +178,10 @@ def table(rows: Sequence[LearningRow]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for setting, summary in sorted(summarise(rows).items()):
-        task, method, num, kept = setting
+        task, method, num, kept, frames = setting
         expert = experts[setting]
         lines.append(
-            f"| {task} | {method} | {num} × {kept} | {frames[setting]:,} | "
+            f"| {task} | {method} | {num} × {kept} | {frames:,} | "
             f"{'' if expert is None else f'{expert:.0f}'} | {summary.mean:.2f} | "
             f"{summary.interquartile_mean:.2f} [{summary.low:.2f}, {summary.high:.2f}] | "
             f"{', '.join(f'{value:.2f}' for value in summary.seeds)} |"
@@ -167,7 +192,7 @@ def table(rows: Sequence[LearningRow]) -> str:
 def plot(rows: Sequence[LearningRow]) -> str:
     """Return an SVG: each seed a dot, each setting's interquartile mean a bar with its interval."""
     summaries = sorted(summarise(rows).items())
-    left, width, height, top = 330, 420, 22, 30
+    left, width, height, top = 360, 420, 22, 30
     largest = max(1.1, *(max(summary.seeds) for _, summary in summaries)) if summaries else 1.1
 
     def x(value: float) -> float:
@@ -186,8 +211,8 @@ def plot(rows: Sequence[LearningRow]) -> str:
         )
     for number, (setting, summary) in enumerate(summaries):
         y = top + height * (number + 0.5)
-        task, method, num, kept = setting
-        label = escape(f"{task}, {method}, {num} × {kept}")
+        task, method, num, kept, frames = setting
+        label = escape(f"{task}, {method}, {num} × {kept}, {frames // 1000}k")
         colour = "#c0504d" if method.startswith("bc") else "#2f6f9f"
         parts.append(
             f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'

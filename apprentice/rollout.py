@@ -27,6 +27,7 @@ class SteppedEnvironment(Protocol):
     """What the generator needs of an environment; `step` and `reset` may raise PhysicsFault."""
 
     spec: EnvironmentSpec
+    task_index: int  # number of the task of the episode that `reset` has begun
 
     def reset(self) -> TimeStep: ...
     def step(self, action: np.ndarray) -> TimeStep: ...
@@ -44,6 +45,7 @@ class RolloutStep(NamedTuple):
     ending: np.ndarray  # [K] uint8, values of Ending
     next_observation: Observation  # [K, ...] after it; an episode's last, not the next one's first
     first: np.ndarray  # [K] bool: the first step of its episode
+    task: np.ndarray  # [K] int64: number of the task being played
     valid: np.ndarray  # [K] bool: false where the physics failed and the step does not count
 
 
@@ -67,9 +69,11 @@ def rollout(
     after: Observation = {k: empty(s.shape, s.dtype) for k, s in spec.observation.items()}
     reward, discount = empty((), "float32"), empty((), "float32")
     ending, first, valid = empty((), "uint8"), empty((), "bool"), empty((), "bool")
+    task = empty((), "int64")
     num_faults = [0] * num
     for index, environment in enumerate(environments):
         _store(before, index, _reset(environment).observation)
+        task[index] = environment.task_index
     first[:] = True
     if profile is not None:
         profile.lap("reset", num)
@@ -104,6 +108,7 @@ def rollout(
             ending,
             after,
             first,
+            task,
             valid,
         )
         for key in keys:
@@ -116,6 +121,7 @@ def rollout(
                     environments[index].rebuild()
                     num_faults[index] = 0
                 _store(before, int(index), _reset(environments[index]).observation)
+                task[index] = environments[index].task_index
             if profile is not None:
                 profile.lap("reset", int(first.sum()))
 

@@ -12,7 +12,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -234,16 +234,21 @@ class Catalogue:
         """List the runs, newest first."""
         names = [name for name in _list_folders(self._root) if _ID_PART.fullmatch(name)]
         folders = [RunFolder(self._root / name) for name in names if not name.startswith(".")]
-        dated = [
-            (folder.created(), _copy_number(folder), folder.path.name, folder)
-            for folder in folders
-            if _is_run(folder)
-        ]
+        dated = []
+        for folder in folders:
+            with suppress(FileNotFoundError):  # removed since it was listed
+                if _is_run(folder):
+                    dated.append((folder.created(), _copy_number(folder), folder.path.name, folder))
         return tuple(entry[-1] for entry in sorted(dated, key=lambda e: e[:3], reverse=True))
 
     def checkpoints(self, run: str) -> tuple[CheckpointEntry, ...]:
         """List the checkpoints of a run, fewest steps first; raise UnknownCheckpoint for no such run."""
-        return _checkpoints_of(self.find_run(run))
+        return self.checkpoints_of(self.find_run(run))
+
+    @staticmethod
+    def checkpoints_of(folder: RunFolder) -> tuple[CheckpointEntry, ...]:
+        """List the checkpoints of a run, fewest steps first; none where it has been removed meanwhile."""
+        return _checkpoints_of(folder)
 
     def resolve(self, identifier: str) -> CheckpointEntry:
         """Find `RUN`, `RUN:latest`, `RUN:best`, `RUN:STEPS`, or `latest`: the newest run that has one.

@@ -67,6 +67,21 @@ TERMINATING_TASKS: Final = frozenset({"hopper-hop_until_fall", "lqr-lqr_2_1", "l
 """Tasks with episodes that can end before the time limit, with discount 0."""
 
 
+FAMILIES: Final = {
+    "cheetah_velocity": "apprentice.environments.cheetah_velocity",
+    "point_mass_goal": "apprentice.environments.point_mass_goal",
+    "reacher_goal": "apprentice.environments.reacher_goal",
+    "walker_dynamics": "apprentice.environments.walker_dynamics",
+}
+"""Families of tasks, and the module of each, whose `FAMILY` describes and builds it."""
+
+
+def family_of(task: str) -> str | None:
+    """Return the family that a name means: the family's own, or the beginning of a task's id."""
+    family = task.partition("-")[0]
+    return family if family in FAMILIES else None
+
+
 def terminates(task: str) -> bool:
     """Return whether an episode of the task can end with discount 0."""
     return task in TERMINATING_TASKS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 import secrets
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from apprentice.checkpoint_files import read_text
 
+METRICS_FILE = "metrics-token"
+"""Name of the file beside the token's that anyone on the machine may read."""
 _SHORTEST = 32
 _POLL_SECONDS = 0.5
 
@@ -19,18 +22,32 @@ class TokenError(Exception):
 
 
 def ensure_token(path: Path) -> str:
-    """Return the token in a file, which is made (mode 0600) where it is not there."""
+    """Return the token in a file, which is made (mode 0600) where it is not there, METRICS_FILE beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except FileExistsError:
-        return read_token(path)
+        token = secrets.token_urlsafe(32)
+        if not _create(path, token, 0o600):
+            token = read_token(path)
+        _create(path.with_name(METRICS_FILE), metrics_token(token), 0o644)
     except OSError as error:
         raise TokenError(f"{path}: the token cannot be written: {error.strerror}") from error
-    token = secrets.token_urlsafe(32)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(token + "\n")
     return token
+
+
+def metrics_token(token: str) -> str:
+    """Return what follows from a token and opens only the metrics: Prometheus runs as a user of its own."""
+    return hmac.new(token.encode(), b"apprentice: metrics", hashlib.sha256).hexdigest()
+
+
+def _create(path: Path, text: str, mode: int) -> bool:
+    """Write a file that is not there yet; return False where it is."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text + "\n")
+    return True
 
 
 def read_token(path: Path, wait_seconds: float = 0.0) -> str:

@@ -72,7 +72,7 @@ def measure_ours(task: str, num_environments: int, seconds: float) -> None:
     actor = Actor(
         environments,
         policy,
-        SegmentBuilder(spec, length, num_environments, Origin(0, 0, incarnation=1)),
+        SegmentBuilder(spec, length, num_environments, Origin(0, incarnation=1)),
         Connections(DiscardingWriter(), QuietLearner(), QuietLearner()),
         progress,
         profile,

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apprentice import exit_codes
+from apprentice.config_family import SPLITS
 from cli.evaluate import find_checkpoint
 from cli.failure import CommandFailed
 
 if TYPE_CHECKING:
+    from apprentice.demonstrations.family import FamilyDemonstrations
     from apprentice.demonstrations.format import DemonstrationSet
+
+SMALL_ACTIONS = 0.6
+"""Largest action, of bounds scaled to 1, below which a foreign file's units are doubted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     record = actions.add_parser("record", help="let a checkpoint act and keep whole episodes")
     record.add_argument("--checkpoint", required=True, metavar="ID", help="RUN:latest, RUN:STEP, …")
     record.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR")
-    record.add_argument("--episodes", type=_positive, required=True, metavar="N")
+    record.add_argument(
+        "--episodes",
+        type=_positive,
+        required=True,
+        metavar="N",
+        help="episodes; of a family's expert so many of every task to be imitated, and as many to be shown",
+    )
     record.add_argument("--seed", type=int, default=None, help="seed of the first episode")
     record.add_argument(
         "--minimum-return", type=float, metavar="R", help="keep only episodes with this return"
@@ -28,13 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     record.add_argument(
         "--stochastic", action="store_true", help="draw actions instead of taking the likeliest"
     )
-    _with_output(record, "FILE.hdf5")
+    _with_output(record, "FILE.hdf5, or a folder for a family")
     for name, line in (
         ("inspect", "show what a file holds"),
         ("validate", "read a file whole and say whether it can be used"),
     ):
         one = actions.add_parser(name, help=line)
-        one.add_argument("file", metavar="FILE.hdf5")
+        one.add_argument("file", metavar="FILE.hdf5", help="or the folder of a family")
         one.add_argument("--task", help="the task that it must be of")
     split = actions.add_parser("split", help="make two files without an episode in common")
     split.add_argument("file", metavar="FILE.hdf5")
@@ -58,6 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "import", help="read what `export` wrote as npz, or Minari's HDF5"
     )
     imported.add_argument("file", metavar="FILE")
+    imported.add_argument(
+        "--rescale-actions",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="what the lowest and highest action of Minari's file are, to be scaled to -1 and 1; never guessed",
+    )
     _with_output(imported, "FILE.hdf5")
 
 
@@ -86,13 +104,35 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _record(arguments: argparse.Namespace) -> None:
-    from apprentice.demonstrations.recording import FIRST_SEED, record_demonstrations
+    from apprentice.demonstrations.recording import (
+        FIRST_SEED,
+        record_demonstrations,
+        record_family,
+    )
 
     _require_free(arguments.out)
+    checkpoint = find_checkpoint(arguments.checkpoint, arguments.runs)
+    first_seed = FIRST_SEED if arguments.seed is None else arguments.seed
+    if arguments.out.suffix not in (".hdf5", ".h5"):
+        if arguments.minimum_return is not None:
+            raise CommandFailed(
+                "--minimum-return: expected nothing with a family, whose tasks are all kept as they come",
+                exit_codes.CONFIGURATION,
+            )
+        family = record_family(
+            checkpoint,
+            arguments.episodes,
+            arguments.episodes,
+            arguments.out,
+            first_seed=first_seed,
+            deterministic=not arguments.stochastic,
+        )
+        _show_family(arguments.out, family)
+        return
     demonstrations = record_demonstrations(
-        find_checkpoint(arguments.checkpoint, arguments.runs),
+        checkpoint,
         arguments.episodes,
-        first_seed=FIRST_SEED if arguments.seed is None else arguments.seed,
+        first_seed=first_seed,
         deterministic=not arguments.stochastic,
         minimum_return=arguments.minimum_return,
     )
@@ -101,6 +141,9 @@ def _record(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
+    if Path(arguments.file).is_dir():
+        _show_family(Path(arguments.file), _read_family(arguments))
+        return
     path, demonstrations = _read(arguments)
     _show(path, demonstrations)
     for number, episode in enumerate(demonstrations.trajectories):
@@ -111,6 +154,11 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _validate(arguments: argparse.Namespace) -> None:
+    if Path(arguments.file).is_dir():
+        family = _read_family(arguments)
+        num = sum(len(found.trajectories) for found in family.sets.values())
+        print(f"{arguments.file}: {num} episodes of {len(family.sets)} tasks can be used")
+        return
     path, demonstrations = _read(arguments)
     print(
         f"{path}: {len(demonstrations.trajectories)} episodes of {demonstrations.num_steps} steps can be used"
@@ -170,8 +218,18 @@ def _import(arguments: argparse.Namespace) -> None:
     from apprentice.demonstrations.reading import read_demonstrations
 
     _require_free(arguments.out)
-    path = Path(arguments.file)
-    demonstrations = import_npz(path) if path.suffix == ".npz" else read_demonstrations(path)
+    path, bounds = Path(arguments.file), arguments.rescale_actions
+    if bounds is not None and (path.suffix == ".npz" or not bounds[0] < bounds[1]):
+        raise CommandFailed(
+            f"--rescale-actions: expected LOW below HIGH, and Minari's HDF5; found {bounds} and {path}",
+            exit_codes.CONFIGURATION,
+        )
+    if path.suffix == ".npz":
+        demonstrations = import_npz(path)
+    else:
+        demonstrations = read_demonstrations(
+            path, action_bounds=None if bounds is None else (bounds[0], bounds[1])
+        )
     _write(arguments.out, demonstrations)
     _show(arguments.out, demonstrations)
 
@@ -189,6 +247,34 @@ def _read(arguments: argparse.Namespace) -> tuple[Path, DemonstrationSet]:
         found = "none stated" if spec is None else repr(spec.task_id)
         raise DemonstrationError(f"{path}: task: expected {task!r}, found {found}")
     return path, demonstrations
+
+
+def _read_family(arguments: argparse.Namespace) -> FamilyDemonstrations:
+    from apprentice.demonstrations.family import read_family
+    from apprentice.demonstrations.format import DemonstrationError
+
+    family = read_family(Path(arguments.file))
+    if arguments.task not in (None, family.index.family):
+        raise DemonstrationError(
+            f"{arguments.file}: family: expected {arguments.task!r}, found {family.index.family!r}"
+        )
+    return family
+
+
+def _show_family(path: Path, family: FamilyDemonstrations) -> None:
+    index = family.index
+    size = sum(file.stat().st_size for file in path.iterdir())
+    print(f"{path}: {size / 1e6:.2f} MB")
+    print(f"family {index.family}, division {index.settings.split!r} ({index.split_digest})")
+    for split in SPLITS:
+        tasks = family.tasks(split)
+        returns = [value for task in tasks for value in family.sets[task.task_id].returns]
+        if returns:
+            shown = sum(len(task.context) for task in tasks)
+            print(
+                f"{split}: {len(tasks)} tasks, {shown} episodes to be shown and {len(returns) - shown} to be imitated, "
+                f"returns: mean {sum(returns) / len(returns):.1f}, {min(returns):.1f} to {max(returns):.1f}"
+            )
 
 
 def _write(path: Path, demonstrations: DemonstrationSet) -> None:
@@ -227,6 +313,12 @@ def _show(path: Path, demonstrations: DemonstrationSet) -> None:
                 f"expert's mean return {expert.return_mean:.1f} over {expert.return_episodes} "
                 "episodes that nobody picked"
             )
+    reach = max(float(abs(t.action).max()) for t in demonstrations.trajectories)
+    if metadata.expert is None and reach < SMALL_ACTIONS:
+        print(
+            f"warning: actions reach {reach:.2g} of the environment's bounds; if they are in other units, "
+            "`apprentice demos import --rescale-actions LOW HIGH` scales them"
+        )
     if demonstrations.clipped_share:
         print(f"{demonstrations.clipped_share:.2%} of action entries were cut before atanh")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apprentice import exit_codes
+from apprentice.config_family import SPLITS, SplitName
 from cli.failure import CommandFailed
 
 if TYPE_CHECKING:
@@ -31,7 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument("--episodes", type=_positive, default=1, metavar="N")
+    parser.add_argument("--episodes", type=_positive, default=1, metavar="N", help="of each task")
+    parser.add_argument(
+        "--task",
+        metavar="ID",
+        help="another task than the checkpoint's; train, validation or test for a family's, whose default is test",
+    )
     parser.add_argument("--seed", type=_not_negative, default=0, help="seed of the first episode")
     parser.add_argument(
         "--stochastic", action="store_true", help="draw actions instead of taking the likeliest"
@@ -60,15 +66,16 @@ def run(arguments: argparse.Namespace) -> int:
     except CheckpointError as error:
         raise CommandFailed(f"{path}: {error}", exit_codes.CONFIGURATION) from None
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
+    tasks = _tasks(arguments.task, experiment)
     evaluation = evaluate(
         policy,
-        experiment.task,
+        tasks,
         seeds,
         observation=experiment.reads.policy,
         settings=experiment.environment,
         deterministic=not arguments.stochastic,
         max_steps=arguments.max_steps,
-        keep_trajectories=0 if arguments.format == "json" else arguments.episodes,
+        keep_trajectories=0 if arguments.format == "json" else arguments.episodes * len(tasks),
         deadline_seconds=arguments.deadline,
     )
     _make_folder(arguments.out)
@@ -77,16 +84,19 @@ def run(arguments: argparse.Namespace) -> int:
         "checkpoint": path.name,
         "run": manifest.run,
         "steps": manifest.steps,
-        "task": experiment.task,
+        "task": arguments.task or experiment.task,
         **evaluation.report(),
     }
     report_file = arguments.out / "evaluation.json"
     report_file.write_text(json.dumps(report, indent=2) + "\n")
     for episode in evaluation.episodes:
+        where = f"{episode.task}, " if len(tasks) > 1 else ""
         print(
-            f"seed {episode.seed}: return {episode.environment_return:.1f}, {episode.length} steps"
+            f"{where}seed {episode.seed}: return {episode.environment_return:.1f}, {episode.length} steps"
         )
     print(f"mean return {report['return_mean']:.1f} over {len(evaluation.episodes)} episodes")
+    for name, value in evaluation.metrics_mean.items():
+        print(f"mean {name} {value:.3g}")
     for file in (*written, report_file):
         print(file)
     return 0
@@ -104,6 +114,32 @@ def find_checkpoint(text: str, runs: Path) -> Path:
         raise CommandFailed(f"--checkpoint: {error}", exit_codes.CONFIGURATION) from None
 
 
+def _tasks(asked: str | None, experiment: Experiment) -> list[str]:
+    """Return ids of the tasks to evaluate in: one, or a division of a family."""
+    from apprentice.environments import UnknownTask, environment_spec, experiment_specs
+    from apprentice.environments.families import task_split
+
+    if experiment.is_family and asked in (None, *SPLITS):
+        split = task_split(experiment.task, experiment.environment.family)
+        name: SplitName = next((name for name in SPLITS if name == asked), "test")
+        return [task.task_id for task in split.of(name)]
+    if asked is None:
+        return [experiment.task]
+    keys, settings = experiment.reads.policy, experiment.environment
+    try:
+        found = environment_spec(asked, keys, settings)
+    except (UnknownTask, ValueError) as error:
+        raise CommandFailed(f"--task: {error}", exit_codes.CONFIGURATION) from None
+    expected = experiment_specs(experiment.task, keys, settings)[0]
+    if (found.observation, found.action) != (expected.observation, expected.action):
+        raise CommandFailed(
+            f"--task: expected a task that looks like {experiment.task}, found {asked} with observations "
+            f"{ {k: list(s.shape) for k, s in found.observation.items()} } and {found.action_size} actions",
+            exit_codes.CONFIGURATION,
+        )
+    return [asked]
+
+
 def _write_pictures(
     arguments: argparse.Namespace, experiment: Experiment, evaluation: Evaluation
 ) -> list[Path]:
@@ -117,7 +153,7 @@ def _write_pictures(
     encode = {"mp4": encode_mp4, "gif": encode_gif, "webp": encode_webp}[arguments.format]
     rate = playback_fps(
         environment_spec(
-            experiment.task, experiment.reads.policy, experiment.environment
+            evaluation.episodes[0].task, experiment.reads.policy, experiment.environment
         ).step_seconds,
         arguments.fps,
     )
@@ -144,7 +180,7 @@ def _rendered(
 
     assert episode.trajectory is not None
     return render_trajectory(
-        experiment.task,
+        episode.task,
         experiment.environment,
         episode.trajectory,
         width=arguments.width,

@@ -34,6 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--episodes", type=int, default=40, metavar="N")
     parser.add_argument(
+        "--measure",
+        choices=("final", "curve"),
+        default="final",
+        help="the final policy, evaluated now, or the mean of the run's own evaluations: how fast it learned",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="METHOD",
+        help="print every method's difference from this one, with its interval",
+    )
+    parser.add_argument(
         "--label",
         metavar="KEY",
         help="setting that tells variants apart, as in imitation.reward.form; it joins the method's name",
@@ -47,7 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from apprentice.results import ResultsError, plot, read_results, table, write_results
+    from apprentice.results import (
+        ResultsError,
+        differences,
+        plot,
+        read_results,
+        table,
+        write_results,
+    )
 
     try:
         rows = {row.key: row for row in read_results(arguments.csv)}
@@ -60,6 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{path.name}: return {row.environment_return:.1f}", file=sys.stderr)
     text = table(list(rows.values()))
     print(text, end="")
+    if arguments.against is not None:
+        try:
+            print("\n" + differences(list(rows.values()), arguments.against), end="")
+        except ResultsError as error:
+            raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "table.md").write_text(text)
@@ -102,9 +125,26 @@ def _measure(path: Path, arguments: argparse.Namespace) -> LearningRow:
             f"`apprentice up --resume {path.name}` goes on with it",
             exit_codes.CONFIGURATION,
         )
-    value = _return_of(found[0], experiment, arguments.episodes)
+    if arguments.measure == "curve":
+        value = _mean_of_evaluations(folder)
+    else:
+        value = _return_of(found[0], experiment, arguments.episodes)
     expert = _expert_of(folder)
-    return _row(experiment, value, status.environment_frames, expert, arguments)
+    return _row(experiment, value, expert, arguments)
+
+
+def _mean_of_evaluations(folder: RunFolder) -> float:
+    """Return the mean over a run's periodic evaluations of their mean returns."""
+    means: list[float] = []
+    for path in sorted(folder.evaluations.glob("step-*.json")):
+        returns = json.loads(path.read_text())["returns"]
+        means.append(sum(returns) / len(returns))
+    if not means:
+        raise CommandFailed(
+            f"{folder.path}: expected evaluations to take the mean of, found none",
+            exit_codes.CONFIGURATION,
+        )
+    return sum(means) / len(means)
 
 
 def _return_of(checkpoint: Path, experiment: Experiment, episodes: int) -> float:
@@ -125,7 +165,6 @@ def _return_of(checkpoint: Path, experiment: Experiment, episodes: int) -> float
 def _row(
     experiment: Experiment,
     value: float,
-    frames: int,
     expert: dict[str, Any],
     arguments: argparse.Namespace,
 ) -> LearningRow:
@@ -152,14 +191,29 @@ def _row(
         num,
         int(expert.get("rows", 0)),
         experiment.seed,
-        0 if imitation.method == "bc" else frames,
+        0
+        if imitation.method == "bc"
+        else experiment.learner.max_steps * experiment.environment.action_repeat,
         value,
         best,
         worst,
         normalised,
-        f"apprentice grid {experiment.name}",
+        _command(experiment.name, arguments),
         describe_commit(),
     )
+
+
+def _command(name: str, arguments: argparse.Namespace) -> str:
+    """Return what repeats a row: the runs, and how they were measured."""
+    files = sorted(Path("experiments").rglob(f"{name}.yaml"))
+    nested = [file for file in files if file.parent != Path("experiments")]
+    experiment = nested[0].as_posix() if nested and len(files) == len(nested) else name
+    measured = "apprentice report runs/* --csv FILE"
+    if arguments.label:
+        measured += f" --label {arguments.label}"
+    if arguments.measure != "final":
+        measured += f" --measure {arguments.measure}"
+    return f"apprentice grid {experiment}; {measured}"
 
 
 def _expert_of(folder: RunFolder) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from pathlib import Path
 from apprentice import exit_codes
 from apprentice.ports import describe_holder, is_free, is_loopback
 
+BEAT_SECONDS = 5
+STALL_SECONDS = 120.0
+"""A server whose event loop stood still for this long exits to be restarted."""
 TOKEN_SECONDS = 60.0
 """How long to wait for a learner that has not made its token yet."""
 
@@ -48,6 +51,7 @@ def main() -> int:
     from apprentice.logs import configure_logging
     from apprentice.stopping import StopSignal
     from apprentice.tokens import TokenError
+    from apprentice.watchdog import Watchdog
     from evalserver.app import create_app
     from evalserver.connections import TimedConnection
 
@@ -69,7 +73,12 @@ def main() -> int:
             return 0
         log.error("the evaluation server does not start", reason=str(error))
         return exit_codes.CONFIGURATION
-    uvicorn.run(
+    watchdog = Watchdog("evalserver", STALL_SECONDS)
+
+    async def beat() -> None:
+        watchdog.beat()
+
+    config = uvicorn.Config(
         create_app(flags.runs, allowed_hosts=flags.allowed_hosts, token=token),
         host=flags.host,
         port=flags.port,
@@ -82,8 +91,16 @@ def main() -> int:
         timeout_graceful_shutdown=8,
         limit_concurrency=200,
         h11_max_incomplete_event_size=16_384,
+        callback_notify=beat,  # from the event loop: where that is stuck, nothing beats
+        timeout_notify=BEAT_SECONDS,
     )
-    return 0
+    server = uvicorn.Server(config)
+    watchdog.start()
+    try:
+        server.run()
+    finally:
+        watchdog.stop()
+    return 0 if server.started else exit_codes.TRY_AGAIN
 
 
 def token_to_ask_for(flags: Flags, should_stop: Callable[[], bool]) -> str | None:

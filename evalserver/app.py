@@ -20,9 +20,10 @@ from evalserver.authorization import RequireToken
 from evalserver.cache import MediaCache
 from evalserver.documents import FOLDER, SecurityHeaders
 from evalserver.hosts import RequireKnownHost
-from evalserver.jobs import Jobs
+from evalserver.jobs import Answer, Jobs
 from evalserver.problems import problem
 from evalserver.routes import router
+from evalserver.sharing import Shared
 from evalserver.telemetry import CountRequests, Telemetry
 
 log = structlog.get_logger()
@@ -62,6 +63,7 @@ def create_app(
         docs_url=None,  # FastAPI's page is loaded from elsewhere; `interface` is our own.
         redoc_url=None,
     )
+    app.state.shared = Shared[Answer]()
     app.state.cache = cache = MediaCache(cache_bytes)
     app.state.catalogue = catalogue = Catalogue(runs)
     app.state.telemetry = telemetry = Telemetry(catalogue, cache)

@@ -30,6 +30,7 @@ from evalserver.schemas import (
     EvaluateQuery,
     RunAnswer,
 )
+from evalserver.sharing import Shared
 from evalserver.telemetry import Telemetry
 
 log = structlog.get_logger()
@@ -171,10 +172,12 @@ async def episodes(query: Annotated[EpisodeQuery, Query()], request: Request) ->
 
 
 async def _work(asked: dict[str, Any], request: Request) -> Answer | Response:
-    """Have a worker serve what is asked; return a Response where that failed."""
+    """Have a worker serve what is asked, once for all who ask the same; return a Response where that failed."""
     jobs: Jobs = request.app.state.jobs
+    shared: Shared[Answer] = request.app.state.shared
+    key = json.dumps(asked, sort_keys=True, default=str)
     try:
-        answer = await _unless_gone(jobs.run(asked), request)
+        answer = await _unless_gone(shared.run(key, lambda: jobs.run(asked)), request)
     except Busy as busy:
         headers = {"Retry-After": str(busy.retry_seconds)}
         return problem(503, "Busy", str(busy), headers=headers)
@@ -186,6 +189,10 @@ async def _work(asked: dict[str, Any], request: Request) -> Answer | Response:
         return problem(500, "The evaluation failed", str(error), incident)
     except ClientGone:
         return Response(status_code=499)
+    if answer.status == 500:
+        incident = secrets.token_hex(4)
+        log.error("a worker failed", incident=incident, asked=asked, reason=answer.report["detail"])
+        return problem(answer.status, "The evaluation failed", answer.report["detail"], incident)
     if answer.status != 200:
         return problem(answer.status, "The request cannot be served", answer.report["detail"])
     telemetry: Telemetry = request.app.state.telemetry
@@ -297,7 +304,7 @@ def _list_runs(catalogue: Catalogue) -> list[RunAnswer]:
     for folder in catalogue.runs():
         status = folder.describe().model_dump()
         answer = {name: status[name] for name in RunAnswer.model_fields if name in status}
-        answer["checkpoints"] = len(catalogue.checkpoints(folder.path.name))
+        answer["checkpoints"] = len(catalogue.checkpoints_of(folder))
         answers.append(RunAnswer.model_validate(answer))
     return answers
 
@@ -307,7 +314,7 @@ def _list_checkpoints(catalogue: Catalogue, run: str | None) -> list[CheckpointA
         CheckpointAnswer(id=entry.id, run=entry.run, steps=entry.steps, best=entry.best)
         for folder in catalogue.runs()
         if run is None or folder.path.name == run
-        for entry in catalogue.checkpoints(folder.path.name)
+        for entry in catalogue.checkpoints_of(folder)
     ]
 
 

@@ -61,12 +61,14 @@ class Worker:
 
     def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Serve one request; raise Answerable where it is at fault."""
+        from apprentice.environments import shown_task
+
         started = ready = time.monotonic()
         if "trajectory" in request:
             rollouts = [self._kept(request)]
         else:
             loaded = [self._load(Path(path), int(request["seed"])) for path in request["paths"]]
-            task = request["task"] or loaded[0][1].task
+            task = request["task"] or shown_task(loaded[0][1].task, loaded[0][1].environment)
             for _, experiment, _ in loaded:
                 self._check_fit(task, experiment)
             ready = time.monotonic()
@@ -127,14 +129,16 @@ class Worker:
             raise Answerable(422, f"the kept episode cannot be used: {error}") from error
         total = float(trajectory.environment_reward.sum())
         length = len(trajectory.action)
-        episode = Episode(trajectory.seed, total, length, trajectory.ending, trajectory)
+        episode = Episode(task, trajectory.seed, total, length, trajectory.ending, trajectory, {})
         return Rollout(task, settings, "look", request["steps"], Evaluation((episode,), 0.0))
 
     def _load(self, path: Path, seed: int) -> tuple[Policy, Experiment, int]:
         from apprentice.checkpoint import CheckpointError, experiment_of, load_policy
+        from apprentice.checkpoint_files import read_text
+        from apprentice.checkpoint_format import MANIFEST, MAX_MANIFEST_BYTES
         from apprentice.networks import Policy  # noqa: F401 - imported before the first request
 
-        key = (str(path), (path / "manifest.json").read_text() if path.is_dir() else "")
+        key = (str(path), read_text(path / MANIFEST, MAX_MANIFEST_BYTES))
         if key not in self._policies:
             try:
                 policy, manifest = load_policy(path, seed)
@@ -147,16 +151,16 @@ class Worker:
         return self._policies[key]
 
     def _check_fit(self, task: str, experiment: Experiment) -> None:
-        from apprentice.environments import UnknownTask, environment_spec
+        from apprentice.environments import UnknownTask, environment_spec, experiment_specs
 
         if task == experiment.task:
             return
         keys, settings = experiment.reads.policy, experiment.environment
         try:
             found = environment_spec(task, keys, settings)
-        except UnknownTask as error:
+        except (UnknownTask, ValueError) as error:  # a suite task has no task_parameters
             raise Answerable(422, str(error)) from error
-        expected = environment_spec(experiment.task, keys, settings)
+        expected = experiment_specs(experiment.task, keys, settings)[0]
         if (found.observation, found.action) != (expected.observation, expected.action):
             raise Answerable(
                 422,

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 
 from apprentice.config import Experiment
+from apprentice.config_family import SplitName
 from apprentice.demonstrations.choosing import (
-    digest_of,
     find_demonstrations,
+    require_family,
     split_demonstrations,
 )
 from apprentice.demonstrations.dataset import DemonstrationDataset
-from apprentice.demonstrations.format import DemonstrationSet
+from apprentice.demonstrations.digest import digest_of
+from apprentice.demonstrations.format import DemonstrationSet, require_spec
 from apprentice.demonstrations.reading import read_demonstrations
 from apprentice.runs import EXPERT_EPISODE, EXPERT_RECORD
 from apprentice.trajectories import save_trajectory
@@ -48,6 +52,9 @@ class Demonstrated(NamedTuple):
     held_out: ExpertRows | None
     states: torch.Tensor | None  # [N, O]
     digest: str = ""  # of the file, so that a run goes on with the same
+    task_bounds: torch.Tensor | None = (
+        None  # [K + 1] where each of a family's tasks begins in `train`
+    )
 
 
 class ExpertRecord(NamedTuple):
@@ -58,6 +65,7 @@ class ExpertRecord(NamedTuple):
     expert_return: float  # its mean where nobody picked episodes, or else that of those in the file
     random_return: float | None  # of uniformly random actions
     rows: int = 0  # steps kept of each episode, on average
+    task: str | None = None  # id of the example's task, where it is not the experiment's
 
     def normalised(self, environment_return: float) -> float | None:
         """Return (R - random) / (expert - random), or None where the file does not say."""
@@ -85,6 +93,8 @@ def load_demonstrated(
     """
     if experiment.imitation.method == "none":
         return None
+    if experiment.is_family:
+        return _load_family(experiment, spec, device)
     settings = experiment.imitation.demonstrations
     path = find_demonstrations(settings.file, experiment.task)
     demonstrations = read_demonstrations(path, spec)
@@ -114,6 +124,66 @@ def load_demonstrated(
     return demonstrated, _record(train, learned.num_rows)
 
 
+def _load_family(
+    experiment: Experiment, spec: EnvironmentSpec, device: torch.device
+) -> tuple[Demonstrated, ExpertRecord]:
+    """Read a family's demonstrations: what is imitated are the train tasks' query episodes.
+
+    Measured on, and what returns are compared with, are those of the validation tasks.
+    """
+    settings = experiment.imitation.demonstrations
+    family = require_family(experiment)
+    keys = tuple(spec.observation)
+
+    def rows(split: SplitName, episodes: int | None, subsampling: int) -> DemonstrationDataset:
+        chosen = []
+        for task in family.tasks(split):
+            metadata = family.sets[task.task_id].metadata
+            for episode in family.episodes(task.task_id, "query")[:episodes]:
+                expected = replace(
+                    spec, task=task.task_id, task_id=task.task_id, task_parameters=task.parameters
+                )
+                require_spec(task.task_id, metadata, episode, expected)
+                chosen.append(episode)
+        return DemonstrationDataset(
+            chosen, subsampling=subsampling, seed=settings.seed, keys=keys, device=device
+        )
+
+    learned = rows("train", settings.episodes, settings.subsampling)
+    num_episodes = [
+        len(family.episodes(task.task_id, "query")[: settings.episodes])
+        for task in family.tasks("train")
+    ]
+    ends = learned.kept_of_episodes.cumsum()[np.cumsum(num_episodes) - 1]
+    demonstrated = Demonstrated(
+        learned,
+        rows("validation", None, 1),
+        learned.states if "state" in keys else None,
+        family.digest,
+        torch.tensor([0, *ends.tolist()], device=device),
+    )
+    validated = [family.sets[task.task_id].metadata for task in family.tasks("validation")]
+    experts = [m.expert.return_mean for m in validated if m.expert and m.expert.return_mean]
+    randoms = [m.random_return for m in validated if m.random_return is not None]
+    first = family.tasks("validation")[0].task_id
+    example = family.episodes(first, "query")[0]
+    returns = tuple(
+        float(episode.environment_reward.sum())
+        for task in family.tasks("train")
+        for episode in family.episodes(task.task_id, "query")[: settings.episodes]
+    )
+    known = len(experts) == len(randoms) == len(validated)
+    record = ExpertRecord(
+        example,
+        returns,
+        sum(experts) / len(experts) if known else sum(returns) / len(returns),
+        sum(randoms) / len(randoms) if known else None,
+        round(learned.num_rows / len(returns)),
+        first,
+    )
+    return demonstrated, record
+
+
 def keep_expert(folder: Path, expert: ExpertRecord, experiment: Experiment) -> None:
     """Leave the expert where the evaluation server looks for it: `expert.json` and one episode."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,7 +191,7 @@ def keep_expert(folder: Path, expert: ExpertRecord, experiment: Experiment) -> N
         save_trajectory(
             folder / EXPERT_EPISODE,
             expert.example,
-            task=experiment.task,
+            task=expert.task or experiment.task,
             settings=experiment.environment,
         )
     stage = folder / ".expert.json"

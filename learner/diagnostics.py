@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import structlog
 import torch
 
+from apprentice.config_imitation import RewardSettings
 from apprentice.types import Metrics, Transition
 from learner.discriminator_update import decision_entropy
 from learner.sac import SAC
@@ -15,29 +16,49 @@ from learner.sac import SAC
 log = structlog.get_logger()
 
 SURE_ACCURACY = 0.995
+LARGEST_HEALTHY_REWARD = 1000.0
 NUM_ACTIONS = 16
 """Actions drawn for each state to estimate an integral over actions."""
 
 
 class CollapseAlarm:
-    """Says once, in the log, when a discriminator has stopped teaching: it is always right, or guesses."""
+    """Says once, in the log, when a discriminator has stopped teaching: it is always right, guesses, or is huge."""
 
-    def __init__(self) -> None:
+    def __init__(self, largest_reward: float) -> None:
+        """Ring where the policy's mean reward is as large as `largest_reward`: nearly all of it is cut there."""
+        self._largest = largest_reward
         self._ringing = False
 
     def look(self, measured: Metrics) -> float:
-        """Return 1 where both accuracies are 0.995 or more, or the entropy is within 0.001 of chance."""
-        sure = min(measured["accuracy_expert"], measured["accuracy_policy"]) >= SURE_ACCURACY
-        guessing = measured["entropy"] >= math.log(2.0) - 0.001
-        if (sure or guessing) and not self._ringing:
+        """Return 1 where both accuracies are 0.995 or more, entropy is within 0.001 of chance, or rewards are cut."""
+        how = {
+            "it is never wrong": min(measured["accuracy_expert"], measured["accuracy_policy"])
+            >= SURE_ACCURACY,
+            "it guesses": measured["entropy"] >= math.log(2.0) - 0.001,
+            "its rewards are at their bound": abs(measured["reward_policy_mean"])
+            >= 0.99 * self._largest,
+        }
+        reason = next((name for name, found in how.items() if found), None)
+        if reason is not None and not self._ringing:
             log.warning(
                 "the discriminator has collapsed",
-                how="it is never wrong" if sure else "it guesses",
+                how=reason,
                 accuracy_expert=measured["accuracy_expert"],
                 accuracy_policy=measured["accuracy_policy"],
+                reward_policy_mean=measured["reward_policy_mean"],
             )
-        self._ringing = sure or guessing
+        self._ringing = reason is not None
         return float(self._ringing)
+
+
+def largest_reward(settings: RewardSettings) -> float:
+    """Return the magnitude that rewards are cut at; where they are not, what no healthy reward reaches."""
+    bounds = [LARGEST_HEALTHY_REWARD]
+    if settings.bound is not None:
+        bounds.append(settings.bound)
+    if settings.logit_bound is not None and settings.form != "fairl":
+        bounds.append(settings.logit_bound)
+    return min(bounds)
 
 
 def diagnose(

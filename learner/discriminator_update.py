@@ -32,7 +32,7 @@ METRICS = (
 weight; the gradient's norm before clipping; and 1 where a number that is not finite made it change nothing."""
 
 REWARD_LIMIT = 10.0
-"""Logits are cut to this where a reward is penalised: exp(logit) beyond it drowns everything else."""
+"""Scores of FAIRL, and rewards before exp, are cut to this in penalties: what lies beyond drowns everything else."""
 
 
 class DiscriminatorState(NamedTuple):
@@ -76,19 +76,28 @@ def decision_entropy(logits: torch.Tensor) -> torch.Tensor:
     return (functional.softplus(logits) - probability * logits).mean()
 
 
+def reward_size(scores: torch.Tensor, form: RewardForm) -> torch.Tensor:
+    """Return the mean square of the reward [] that scores [B] stand for: of AIRL's f, from which no log pi is taken."""
+    return reward_of_logit(_bearable(scores, form), form).square().mean()
+
+
 def make_discriminator_update(
     discriminator: Discriminator,
     layout: FlatLayout,
     settings: DiscriminatorSettings,
     form: RewardForm,
+    sloped: torch.Tensor | None = None,
 ) -> DiscriminatorUpdate:
-    """Build the update for one setting; the result reads nothing but its arguments."""
+    """Build the update for one setting; the result reads nothing but its arguments.
+
+    `sloped` [X] is 1 for the inputs by which the slope is penalised; None means all.
+    """
     adam = AdamSettings(settings.learning_rate, settings.adam_betas)
     sloping = _WithGradient(discriminator)
 
-    def judged(parameters: dict[str, torch.Tensor], rows: Rows, masks: Masks) -> torch.Tensor:
+    def scored(parameters: dict[str, torch.Tensor], rows: Rows, masks: Masks) -> torch.Tensor:
         scores: torch.Tensor = functional_call(discriminator, parameters, (rows, masks))
-        return scores - rows.log_probability
+        return scores
 
     def update(
         state: DiscriminatorState,
@@ -110,13 +119,15 @@ def make_discriminator_update(
                 parameters = spectrally_normalised(parameters, state.singular_vectors)
             num = len(expert.inputs)
             both = Rows(*(torch.cat(pair) for pair in zip(expert, policy, strict=True)))
-            logits = judged(parameters, both, _part(noise.masks, slice(0, 2 * num)))
+            scores = scored(parameters, both, _part(noise.masks, slice(0, 2 * num)))
+            logits = scores - both.log_probability
             if noise.mixture is None:
                 entropy_loss = cross_entropy(logits[:num], logits[num:])
             else:
                 mixed = _mixed(expert, policy, noise.mixture)
                 masks = _part(noise.masks, slice(0, num))
-                entropy_loss = mixed_cross_entropy(judged(parameters, mixed, masks), noise.mixture)
+                mixed_logits = scored(parameters, mixed, masks) - mixed.log_probability
+                entropy_loss = mixed_cross_entropy(mixed_logits, noise.mixture)
             loss = entropy_loss
             penalty = torch.zeros_like(loss)
             if settings.penalty != "none":
@@ -129,14 +140,14 @@ def make_discriminator_update(
                     settings.penalty_target,
                     form,
                 )
+                if sloped is not None:
+                    gradient = gradient * sloped
                 penalty = gradient_penalty(settings.penalty, gradient)
                 loss = loss + settings.penalty_coefficient * penalty
             if settings.entropy_bonus > 0.0:
                 loss = loss - settings.entropy_bonus * decision_entropy(logits)
             if settings.reward_penalty > 0.0:
-                bounded = logits.clamp(-REWARD_LIMIT, REWARD_LIMIT)
-                size = reward_of_logit(bounded, form).square().mean()
-                loss = loss + settings.reward_penalty * size
+                loss = loss + settings.reward_penalty * reward_size(scores, form)
             return loss, (entropy_loss.detach(), penalty.detach())
 
         gradient, (loss, (entropy_loss, penalty)) = grad_and_value(objective, has_aux=True)(
@@ -170,12 +181,17 @@ def _penalised_gradient(
     )
     if target == "logit":
         return gradient
-    logits = (scores - rows.log_probability).clamp(-REWARD_LIMIT, REWARD_LIMIT)
-    slope = slope_of_reward(logits, form)
+    scores = _bearable(scores, form)
+    slope = slope_of_reward(scores, form)
     if target == "exp_reward":
-        reward = reward_of_logit(logits, form)
+        reward = reward_of_logit(scores, form)
         slope = slope * reward.clamp(-REWARD_LIMIT, REWARD_LIMIT).exp()
     return slope[:, None] * gradient
+
+
+def _bearable(scores: torch.Tensor, form: RewardForm) -> torch.Tensor:
+    """Return scores cut where the form is exponential; the others' slopes must not vanish where scores are large."""
+    return scores.clamp(-REWARD_LIMIT, REWARD_LIMIT) if form == "fairl" else scores
 
 
 class _WithGradient(torch.nn.Module):

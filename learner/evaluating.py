@@ -31,6 +31,7 @@ class EvaluationResult(NamedTuple):
     returns: tuple[float, ...]
     seconds: float
     error: str | None
+    metrics: dict[str, float]
 
 
 class Evaluator:
@@ -87,7 +88,9 @@ class Evaluator:
                 return None
         self._running = None
         returns = tuple(float(value) for value in answer.get("returns", ()))
-        return EvaluationResult(steps, checkpoint, returns, seconds, answer.get("error"))
+        measured = {str(k): float(v) for k, v in answer.get("metrics", {}).items()}
+        error = answer.get("error")
+        return EvaluationResult(steps, checkpoint, returns, seconds, error, measured)
 
     def close(self) -> None:
         """End the child, within five seconds."""
@@ -135,6 +138,7 @@ def _forward(stream: IO[str], answers: queue.Queue[str]) -> None:
 def evaluate_checkpoint(request: dict[str, Any]) -> dict[str, Any]:
     """Run one evaluation and store its result and first trajectory under `out`."""
     from apprentice.checkpoint import experiment_of, load_policy
+    from apprentice.environments import evaluated_tasks
     from apprentice.evaluation import evaluate
     from apprentice.trajectories import save_trajectory
 
@@ -143,7 +147,7 @@ def evaluate_checkpoint(request: dict[str, Any]) -> dict[str, Any]:
     experiment = experiment_of(manifest)
     evaluation = evaluate(
         policy,
-        experiment.task,
+        evaluated_tasks(experiment.task, experiment.environment),
         range(first_seed, first_seed + int(request["episodes"])),
         observation=experiment.reads.policy,
         settings=experiment.environment,
@@ -158,7 +162,7 @@ def evaluate_checkpoint(request: dict[str, Any]) -> dict[str, Any]:
         save_trajectory(
             out / f"step-{steps:012d}.trajectory.safetensors",
             first.trajectory,
-            task=experiment.task,
+            task=first.task,
             settings=experiment.environment,
         )
     result = {
@@ -166,6 +170,8 @@ def evaluate_checkpoint(request: dict[str, Any]) -> dict[str, Any]:
         "returns": [episode.environment_return for episode in evaluation.episodes],
         "lengths": [episode.length for episode in evaluation.episodes],
         "seeds": [episode.seed for episode in evaluation.episodes],
+        "tasks": [episode.task for episode in evaluation.episodes],
+        "metrics": evaluation.metrics_mean,
     }
     stage = out / f".step-{steps:012d}.json"
     stage.write_text(json.dumps(result))

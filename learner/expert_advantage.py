@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from apprentice.checkpoint import experiment_of, read_tensors, verify_checkpoint
+from apprentice.networks.encoder import ABSORBING
 from apprentice.types import EnvironmentSpec, Transition
 from learner.sac import SAC
 
@@ -32,16 +33,28 @@ class ExpertAdvantage:
                 f"imitation.reward.expert_checkpoint: expected an expert of {spec.task} with action repeat "
                 f"{spec.action_repeat}, found {found.task} with {found.action_repeat}"
             )
+        if found.observation != spec.observation:
+            raise ValueError(
+                "imitation.reward.expert_checkpoint: expected an expert that reads what the run reads "
+                f"({sorted(spec.observation)}), found {sorted(found.observation)}"
+            )
+        self._device = device
         self._sac = SAC(experiment, found, device, seed=0)
         self._sac.load_networks(read_tensors(path, "networks", manifest))
-        self._generator = torch.Generator(device).manual_seed(0)
 
     def __call__(self, batch: Transition) -> torch.Tensor:
-        """Return the advantage [B] of each row's action."""
+        """Return the advantage [B] of each row's action: 0 in an absorbing state, where there is nothing to choose.
+
+        The same batch has the same one: every call draws the same noise.
+        """
+        generator = torch.Generator(self._device).manual_seed(0)
         sac, temperature = self._sac, self._sac.temperature
         values = []
         for _ in range(NUM_ACTIONS):
-            action, _, log_pi = sac.sample_action(batch.observation, self._generator)
+            action, _, log_pi = sac.sample_action(batch.observation, generator)
             values.append(sac.values(batch.observation, action).amin(0) - temperature * log_pi)
         own = sac.values(batch.observation, batch.action).amin(0)
-        return own - torch.stack(values).mean(0)
+        advantage = own - torch.stack(values).mean(0)
+        if ABSORBING in batch.observation:
+            advantage = advantage * (1.0 - batch.observation[ABSORBING].squeeze(-1))
+        return advantage

@@ -11,16 +11,23 @@ from collections.abc import Callable
 import torch
 
 from apprentice.config import Experiment
+from apprentice.networks.encoder import ABSORBING
 from apprentice.types import EnvironmentSpec, Metrics, Transition
 from learner.absorbing import absorbing_share, with_absorbing_states
 from learner.demonstrated import Demonstrated, ExpertRows
-from learner.diagnostics import CollapseAlarm, diagnose, log_integral_of_exp_reward, mean_or_nothing
+from learner.diagnostics import (
+    CollapseAlarm,
+    diagnose,
+    largest_reward,
+    log_integral_of_exp_reward,
+    mean_or_nothing,
+)
 from learner.discriminator_update import METRICS
 from learner.expert_advantage import ExpertAdvantage
 from learner.judging import Judge
 from learner.recovered import RecoveredReward
 from learner.sac import SAC, Tensors
-from replay.rings import Ring
+from replay.tasks import Experience
 
 DIAGNOSED_ROWS = 1024
 NORMALISER_RATE = 1e-3
@@ -46,7 +53,7 @@ class Imitation:
         self._sums = torch.zeros(len(METRICS), device=device)
         self._num_summed = 0
         self._mean_square = torch.ones(1, device=device)
-        self._collapse = CollapseAlarm()
+        self._collapse = CollapseAlarm(largest_reward(self._settings.reward))
         reward = self._settings.reward
         judges = self._settings.adversarial and reward.override != "recovered"
         self._judge = Judge(experiment, spec, device, sac) if judges else None
@@ -56,7 +63,7 @@ class Imitation:
         elif reward.expert_checkpoint is not None:
             self._other = ExpertAdvantage(reward.expert_checkpoint, spec, device)
 
-    def learn(self, ring: Ring, num_updates: int) -> None:
+    def learn(self, experience: Experience, num_updates: int) -> None:
         """Update the discriminator as its schedule says, before SAC's update `num_updates` + 1."""
         settings = self._settings.discriminator
         if self._judge is None or num_updates % settings.period:
@@ -65,40 +72,42 @@ class Imitation:
         for _ in range(settings.updates):
             expert = self._expert_batch(size)
             policy = self._made_absorbing(
-                ring.sample(size, self._generator, newest=settings.replay_window),
-                absorbing_share(ring.num_transitions, ring.num_terminated),
+                self._policy_batch(experience, size),
+                absorbing_share(experience.num_transitions, experience.num_terminated),
             )
+            if settings.mismatched_share > 0.0:
+                policy = self._mismatched(policy, expert)
             self._sums += self._judge.update(expert, policy, self._generator)
             self._num_summed += 1
 
-    def relabel(self, ring: Ring, batch: Transition) -> tuple[Transition, torch.Tensor]:
+    def relabel(self, experience: Experience, batch: Transition) -> tuple[Transition, torch.Tensor]:
         """Return the batch that SAC learns on, and its reward [B] by the newest discriminator."""
-        share = absorbing_share(ring.num_transitions, ring.num_terminated)
+        share = absorbing_share(experience.num_transitions, experience.num_terminated)
         batch = self._made_absorbing(batch, share)
         num_expert = round(self._settings.demonstration_share * len(batch.discount))
         if num_expert:
             batch = _replaced(batch, self._expert_batch(num_expert))
         return batch, self._reward(batch, num_expert)
 
-    def prepare(self, ring: Ring) -> None:
+    def prepare(self, experience: Experience) -> None:
         """Compile the update by running it on copies; nothing here changes."""
         if self._judge is None:
             return
         generator = self._generator.get_state()
         size = self._settings.discriminator.batch_size or self._size
-        policy = self._made_absorbing(ring.sample(size, self._generator), 0.0)
+        policy = self._made_absorbing(experience.sample(size, self._generator), 0.0)
         self._judge.prepare(self._expert_batch(size), policy, self._generator)
         self._generator.set_state(generator)
 
-    def example(self, ring: Ring, batch: Transition) -> tuple[Transition, torch.Tensor]:
+    def example(self, experience: Experience, batch: Transition) -> tuple[Transition, torch.Tensor]:
         """Return what `relabel` would; no state and no random stream moves."""
         generator, mean_square = self._generator.get_state(), self._mean_square.clone()
-        result = self.relabel(ring, batch)
+        result = self.relabel(experience, batch)
         self._generator.set_state(generator)
         self._mean_square.copy_(mean_square)
         return result
 
-    def metrics(self, ring: Ring, seed: int) -> Metrics:
+    def metrics(self, experience: Experience, seed: int) -> Metrics:
         """Return means of METRICS since the last call, and what `docs/metrics.md` lists under diagnostics.
 
         Those are measured now, on rows drawn with `seed`: no random stream of training moves.
@@ -110,11 +119,11 @@ class Imitation:
         result = {f"discriminator/{k}": v / self._num_summed for k, v in values.items()}
         self._sums.zero_()
         self._num_summed = 0
-        if ring.num_transitions == 0:
+        if experience.num_transitions == 0:
             return result
         policy = self._made_absorbing(
-            ring.sample(DIAGNOSED_ROWS, generator),
-            absorbing_share(ring.num_transitions, ring.num_terminated),
+            experience.sample(DIAGNOSED_ROWS, generator),
+            absorbing_share(experience.num_transitions, experience.num_terminated),
             generator,
         )
         expert = self._expert_batch(DIAGNOSED_ROWS, generator)
@@ -189,6 +198,45 @@ class Imitation:
             reward = reward * self._mean_square.rsqrt()
         return reward * settings.scale
 
+    def _policy_batch(self, experience: Experience, size: int) -> Transition:
+        """Draw what the discriminator is to call the policy's: some of it recent, where a window is set."""
+        settings = self._settings.discriminator
+        if settings.replay_window is None:
+            return experience.sample(size, self._generator)
+        recent = experience.sample(size, self._generator, newest=settings.replay_window)
+        if settings.replay_window_share == 1.0:
+            return recent
+        # Spread over the batch, whose rows may come task by task.
+        order = torch.arange(size + 1, device=self._device) * settings.replay_window_share
+        places = order.floor().diff().nonzero().squeeze(1)
+        any_age = experience.sample(size, self._generator)
+        return _placed(any_age, _rows(recent, places), places)
+
+    def _tasks_of(self, size: int) -> torch.Tensor:
+        """Return the task of each row [size] of a family's batch, in which rows come task by task."""
+        assert self._demonstrated.task_bounds is not None
+        num_tasks = len(self._demonstrated.task_bounds) - 1
+        return torch.arange(size, device=self._device) * num_tasks // size
+
+    def _mismatched(self, policy: Transition, expert: Transition) -> Transition:
+        """Return the batch with a share of its rows replaced by the expert's of other tasks, told to be of the row's.
+
+        A discriminator that ignored the task would have to call these the expert's.
+        """
+        size = len(policy.discount)
+        num = round(self._settings.discriminator.mismatched_share * size)
+        places = torch.arange(num, device=self._device) * size // num
+        rows = self._demonstrated.train
+        index = torch.randint(rows.num_rows, (num,), generator=self._generator, device=self._device)
+        others = rows.transitions(index)
+        told = expert.observation["task_parameters"][places]
+        differs = (told != others.observation["task_parameters"]).any(1)
+        relabelled = others._replace(
+            observation={**others.observation, "task_parameters": told},
+            next_observation={**others.next_observation, "task_parameters": told},
+        )
+        return _placed(policy, _rows(relabelled, differs), places[differs])
+
     def _expert_batch(self, size: int, generator: torch.Generator | None = None) -> Transition:
         return self._drawn(self._demonstrated.train, size, generator or self._generator)
 
@@ -197,7 +245,14 @@ class Imitation:
         return None if held_out is None else self._drawn(held_out, DIAGNOSED_ROWS, generator)
 
     def _drawn(self, rows: ExpertRows, size: int, generator: torch.Generator) -> Transition:
-        index = torch.randint(rows.num_rows, (size,), generator=generator, device=self._device)
+        bounds = self._demonstrated.task_bounds
+        if bounds is not None and rows is self._demonstrated.train:
+            tasks = self._tasks_of(size)
+            place = torch.rand(size, generator=generator, device=self._device)
+            counts = bounds[tasks + 1] - bounds[tasks]
+            index = bounds[tasks] + torch.minimum((place * counts).long(), counts - 1)
+        else:
+            index = torch.randint(rows.num_rows, (size,), generator=generator, device=self._device)
         share = absorbing_share(rows.num_rows, rows.num_terminated, rows.subsampling)
         return self._made_absorbing(rows.transitions(index), share, generator)
 
@@ -211,34 +266,56 @@ class Imitation:
     def _log_integral(self, policy: Transition, generator: torch.Generator) -> Metrics:
         if self._settings.discriminator.inputs == "state_next_state" or self._judge is None:
             return {}
-        few = _first(policy, 128)
-        value = log_integral_of_exp_reward(self._judge.reward, self._sac, few, generator)
+        if ABSORBING in policy.observation:  # no action is chosen there
+            policy = _rows(policy, policy.observation[ABSORBING].squeeze(-1) == 0.0)
+        few = _rows(policy, slice(0, 128))
+        # AIRL's f would look at the state that another action led to.
+        reward = self._judge.recovered_reward
+        value = log_integral_of_exp_reward(reward, self._sac, few, generator)
         return mean_or_nothing("log_integral_exp_reward", value)
+
+
+def _joined(first: Transition, second: Transition) -> Transition:
+    def both(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return torch.cat([one, other])
+
+    return Transition(
+        {k: both(v, second.observation[k]) for k, v in first.observation.items()},
+        both(first.action, second.action),
+        both(first.pre_tanh_action, second.pre_tanh_action),
+        both(first.environment_reward, second.environment_reward),
+        both(first.discount, second.discount),
+        {k: both(v, second.next_observation[k]) for k, v in first.next_observation.items()},
+    )
+
+
+def _placed(batch: Transition, other: Transition, places: torch.Tensor) -> Transition:
+    """Return a copy of the batch with rows `places` [M] replaced by another's [M]."""
+
+    def put(one: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return one.index_copy(0, places, new)
+
+    return Transition(
+        {k: put(v, other.observation[k]) for k, v in batch.observation.items()},
+        put(batch.action, other.action),
+        put(batch.pre_tanh_action, other.pre_tanh_action),
+        put(batch.environment_reward, other.environment_reward),
+        put(batch.discount, other.discount),
+        {k: put(v, other.next_observation[k]) for k, v in batch.next_observation.items()},
+    )
 
 
 def _replaced(batch: Transition, expert: Transition) -> Transition:
     """Return the batch with its last rows replaced by the expert's."""
-    kept = len(batch.discount) - len(expert.discount)
+    return _joined(_rows(batch, slice(0, len(batch.discount) - len(expert.discount))), expert)
 
-    def joined(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return torch.cat([own[:kept], other])
 
+def _rows(batch: Transition, chosen: torch.Tensor | slice) -> Transition:
     return Transition(
-        {k: joined(v, expert.observation[k]) for k, v in batch.observation.items()},
-        joined(batch.action, expert.action),
-        joined(batch.pre_tanh_action, expert.pre_tanh_action),
-        joined(batch.environment_reward, expert.environment_reward),
-        joined(batch.discount, expert.discount),
-        {k: joined(v, expert.next_observation[k]) for k, v in batch.next_observation.items()},
-    )
-
-
-def _first(batch: Transition, num: int) -> Transition:
-    return Transition(
-        {k: v[:num] for k, v in batch.observation.items()},
-        batch.action[:num],
-        batch.pre_tanh_action[:num],
-        batch.environment_reward[:num],
-        batch.discount[:num],
-        {k: v[:num] for k, v in batch.next_observation.items()},
+        {k: v[chosen] for k, v in batch.observation.items()},
+        batch.action[chosen],
+        batch.pre_tanh_action[chosen],
+        batch.environment_reward[chosen],
+        batch.discount[chosen],
+        {k: v[chosen] for k, v in batch.next_observation.items()},
     )

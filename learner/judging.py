@@ -60,7 +60,11 @@ class Judge:
         self._state = DiscriminatorState(adam_state(self._layout.flatten(module, device)), vectors)
         self._module = module
         plain = make_discriminator_update(
-            module, self._layout, settings, experiment.imitation.reward.form
+            module,
+            self._layout,
+            settings,
+            experiment.imitation.reward.form,
+            self._sloped(spec, size + sac.absorbs).to(device),
         )
         self._update: DiscriminatorUpdate = compiled(plain, experiment.learner.compile, device)
 
@@ -171,7 +175,22 @@ class Judge:
             absorbing = observation[ABSORBING]
             parts = [part * (1.0 - absorbing) for part in parts]
             parts.append(absorbing)
+        if "task_parameters" in self._keys:
+            parts.append(observation["task_parameters"])
         return torch.cat(parts, dim=1)
+
+    def _sloped(self, spec: EnvironmentSpec, size: int) -> torch.Tensor:
+        """Return 1 for each input [X] by which the slope is penalised: all but what tells the task."""
+        observed = torch.ones(size)
+        if "task_parameters" in self._keys:
+            observed[size - spec.observation["task_parameters"].shape[0] :] = 0.0
+        parts = [observed]
+        inputs = self._settings.inputs
+        if self._airl or inputs == "state_action":
+            parts.append(torch.ones(spec.action_size))
+        if self._airl or inputs == "state_next_state":
+            parts.append(observed)
+        return torch.cat(parts)
 
     def _draw_noise(self, rows: Rows, generator: torch.Generator) -> DiscriminatorNoise:
         settings, device = self._settings, self._device

@@ -20,6 +20,7 @@ from learner.imitation import Imitation
 from learner.sac import SAC, Tensors
 from replay.rings import Ring
 from replay.tables import signed
+from replay.tasks import Experience, TaskRings
 
 _IMITATION = "imitation."
 """Begins the names of a checkpoint's tensors that are not SAC's."""
@@ -54,8 +55,12 @@ class Learning:
         replay = experiment.replay
         self.sac = SAC(experiment, specs[0], device, experiment.seed)
         self.rings = [Ring(spec, replay.capacity, replay.segment_length, device) for spec in specs]
+        self.experience: Experience = self.rings[0]
+        if len(self.rings) > 1:
+            self.experience = TaskRings(self.rings, replay.tasks_per_batch)
         self.counters = Counters()
         self.last_batch: Transition | None = None
+        self._met = False
         self._generator = torch.Generator(device).manual_seed(experiment.seed + 1)
         self._normalised = not experiment.network.normalise_observations
         self.demonstrations = "" if demonstrated is None else demonstrated.digest
@@ -78,7 +83,14 @@ class Learning:
         """Whether the warm-up steps have arrived, and policies may be published."""
         if self.cloning is not None:
             return True
-        return self.counters.steps >= self.experiment.replay.warmup_steps
+        if self.counters.steps < self.experiment.replay.warmup_steps:
+            return False
+        return len(self.rings) == 1 or self._met_all_tasks()
+
+    def _met_all_tasks(self) -> bool:
+        """Return whether a whole episode of every task has come; once they have, they have."""
+        self._met = self._met or all(ring.num_episodes for ring in self.rings)
+        return self._met
 
     @property
     def num_missing(self) -> int:
@@ -87,7 +99,10 @@ class Learning:
         A ring with fewer transitions than the warm-up brought would be learned by heart.
         """
         replay = self.experiment.replay
-        wanted = max(1, min(replay.warmup_steps, replay.capacity // 2))
+        wanted = min(replay.warmup_steps, replay.capacity // 2)
+        if len(self.rings) > 1:  # a walk over tasks does not bring them as evenly
+            wanted //= 2 * len(self.rings)
+        wanted = max(1, wanted)
         return max(0, wanted - min(ring.num_transitions for ring in self.rings))
 
     def receive(self, segment: Segment) -> bool:
@@ -131,8 +146,8 @@ class Learning:
         self.profile.lap("batch sampling")
         reward = batch.environment_reward
         if self.imitation is not None:
-            self.imitation.learn(self.rings[0], self.counters.updates)
-            batch, reward = self.imitation.relabel(self.rings[0], batch)
+            self.imitation.learn(self.experience, self.counters.updates)
+            batch, reward = self.imitation.relabel(self.experience, batch)
             self.profile.lap("discriminator")
         self.last_batch = batch
         self.sac.update(batch, reward)
@@ -158,8 +173,8 @@ class Learning:
         batch = self._sample()
         reward = batch.environment_reward
         if self.imitation is not None:
-            self.imitation.prepare(self.rings[0])
-            batch, reward = self.imitation.example(self.rings[0], batch)
+            self.imitation.prepare(self.experience)
+            batch, reward = self.imitation.example(self.experience, batch)
         self.sac.prepare(batch, reward)
         self._generator.set_state(generator)
 
@@ -179,7 +194,7 @@ class Learning:
         settings, ring = self.experiment.replay, self.rings[0]
         size = self.experiment.sac.batch_size
         if settings.sampling == "transitions":
-            return ring.sample(size, self._generator)
+            return self.experience.sample(size, self._generator)
         length = settings.sampled_length
         if settings.sampling == "segments":
             num_pieces = math.ceil(size / length)
@@ -194,7 +209,7 @@ class Learning:
         counters = self.counters
         imitation: Metrics = {}
         if self.imitation is not None:
-            imitation = self.imitation.metrics(self.rings[0], seed=counters.updates)
+            imitation = self.imitation.metrics(self.experience, seed=counters.updates)
         if self.cloning is not None:
             imitation = self.cloning.metrics()
         return {
@@ -266,14 +281,16 @@ class Learning:
         return missing, len(new)
 
     def _fit_to_warm_up(self) -> None:
-        """Fit the normaliser to what the first ring holds: the warm-up's observations."""
-        ring = self.rings[0]
+        """Fit the normaliser to what the rings hold: the warm-up's observations."""
         if "state" not in self.specs[0].observation:
             self._normalised = True
             return
         generator = torch.Generator(self.device).manual_seed(self.experiment.seed + 2)
-        rows = ring.sample(max(4096, ring.num_transitions), generator)
-        self._fit_normaliser(rows.observation["state"])
+        rows = [
+            ring.sample(max(4096 // len(self.rings), ring.num_transitions), generator)
+            for ring in self.rings
+        ]
+        self._fit_normaliser(torch.cat([batch.observation["state"] for batch in rows]))
 
     def _fit_normaliser(self, states: torch.Tensor) -> None:
         """Fit mean and scale to states [N, O]; they stay as they are from then on."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from apprentice.environments import make_environment
+from apprentice.networks.encoder import ABSORBING
 from apprentice.types import Transition
 from learner.recovered import RecoveredReward
 
@@ -49,6 +50,8 @@ def reward_map(checkpoint: Path, x: Axis, y: Axis, size: int, seed: int = 0) -> 
     finally:
         environment.close()
     state = {"state": torch.from_numpy(np.stack(rows))}
+    if recovered.sac.absorbs:
+        state[ABSORBING] = torch.zeros(len(rows), 1)
     with torch.no_grad():
         mean, _ = recovered.sac.policy(state)
     blank = torch.ones(len(rows))

@@ -290,6 +290,7 @@ class Runner:
             "evaluation/return_min": min(result.returns),
             "evaluation/return_max": max(result.returns),
             "evaluation/seconds": result.seconds,
+            **{f"evaluation/{name}": value for name, value in result.metrics.items()},
         }
         normalised = None if self._expert is None else self._expert.normalised(mean)
         if normalised is not None:

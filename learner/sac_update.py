@@ -171,6 +171,13 @@ class _CriticStep(NamedTuple):
     accept: torch.Tensor
 
 
+def trust_gradient(
+    multiplier: torch.Tensor, bound: float, divergence: torch.Tensor
+) -> torch.Tensor:
+    """Return the slope [] by the log multiplier of multiplier * (bound - KL): it grows while KL is above the bound."""
+    return multiplier * (bound - divergence)
+
+
 class _PolicyStep(NamedTuple):
     loss: torch.Tensor
     gradient_norm: torch.Tensor
@@ -295,7 +302,7 @@ class _Forward:
             state.slow_policy.lerp_(state.policy.parameters, tau)
         if state.trust_multiplier is not None and settings.trust_region == "constraint":
             assert multiplier is not None
-            slope = multiplier * (settings.trust_region_bound - divergence)
+            slope = trust_gradient(multiplier, settings.trust_region_bound, divergence)
             self._step_scalar(state.trust_multiplier, slope, rate_factor, accept)
         return _PolicyStep(loss, norm, -weighted_mean(log_pi, weight), divergence, accept)
 

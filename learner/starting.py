@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from apprentice import exit_codes
 from apprentice.checkpoint_format import CheckpointError
 from apprentice.config import Experiment
 from apprentice.demonstrations.format import DemonstrationError
-from apprentice.environments import environment_spec
+from apprentice.environments import experiment_specs
 from apprentice.experiments import ExperimentError, load_resolved
 from apprentice.exporter import Exporter, MetricsPortError
 from apprentice.metrics import MetricsWriter
@@ -108,24 +108,25 @@ def _run(
 ) -> int:
     experiment = load_resolved(experiment_file)
     device = select_device(experiment.learner)
-    spec = environment_spec(experiment.task, experiment.observation_keys, experiment.environment)
+    specs = experiment_specs(experiment.task, experiment.observation_keys, experiment.environment)
+    spec = specs[0]
     status = folder.read_status()
     if status is not None and status.state == "finished":
         log.info("the run has finished already", run=folder.path.name, steps=status.steps)
-        return _dismiss_actors(experiment, spec, addresses, token, should_stop)
+        return _dismiss_actors(experiment, specs, addresses, token, should_stop)
     profile = Profile()
     known = load_demonstrated(experiment, spec, device)
     demonstrated, expert = known if known is not None else (None, None)
     try:
-        learning = Learning(experiment, [spec], device, profile, demonstrated)
+        learning = Learning(experiment, specs, device, profile, demonstrated)
     except (ValueError, CheckpointError) as error:  # of what a reward is to be read from
         raise CannotResume(str(error)) from error
     resumed = resume(folder.checkpoints, learning, experiment, spec)
     service = LearnerService(
-        experiment, [spec], addresses.host, addresses.port, folder.path.name, token=token
+        experiment, specs, addresses.host, addresses.port, folder.path.name, token=token
     )
     service.start()
-    reader = FeedReader(addresses.replay, [spec], experiment.replay)
+    reader = FeedReader(addresses.replay, specs, experiment.replay)
     metrics = MetricsWriter(folder.metrics, folder.tensorboard)
     exporter: Exporter | None = None
     try:
@@ -143,7 +144,12 @@ def _run(
         )
         if addresses.metrics is not None:
             exporter = Exporter(
-                "learner", addresses.metrics, runner.metrics, profile.snapshot, runner.problem
+                "learner",
+                addresses.metrics,
+                runner.metrics,
+                profile.snapshot,
+                runner.problem,
+                addresses.token_file,
             )
         if expert is not None:
             keep_expert(folder.evaluations, expert, experiment)
@@ -169,13 +175,13 @@ def _run(
 
 def _dismiss_actors(
     experiment: Experiment,
-    spec: EnvironmentSpec,
+    specs: Sequence[EnvironmentSpec],
     addresses: Addresses,
     token: str | None,
     should_stop: Callable[[], bool],
 ) -> int:
     """Serve for long enough that actors which were started together with this learner join and are let go."""
-    service = LearnerService(experiment, [spec], addresses.host, addresses.port, token=token)
+    service = LearnerService(experiment, specs, addresses.host, addresses.port, token=token)
     service.start()
     try:
         service.finish()

@@ -30,6 +30,8 @@ class Flags:
     """Write here, as JSON, where the time of this process goes."""
     metrics: str | None = None
     """Serve Prometheus metrics on this HOST:PORT."""
+    token_file: Path | None = None
+    """File of the token that others than this machine must carry to read them; the learner makes it."""
 
 
 def main() -> int:
@@ -50,17 +52,17 @@ def main() -> int:
     configure_logging("replay")
     log = structlog.get_logger()
 
-    from apprentice.environments import environment_spec
+    from apprentice.environments import experiment_specs
     from apprentice.experiments import ExperimentError, load_resolved
     from replay.errors import ServerRefused
     from replay.server import ReplayServer
 
     try:
         experiment = load_resolved(flags.experiment)
-        spec = environment_spec(
+        specs = experiment_specs(
             experiment.task, experiment.observation_keys, experiment.environment
         )
-        server = ReplayServer([spec], experiment.replay, flags.port, folder, flags.profile)
+        server = ReplayServer(specs, experiment.replay, flags.port, folder, flags.profile)
     except (ExperimentError, ServerRefused, ValueError) as error:
         log.error("the replay server cannot start", reason=str(error))
         return exit_codes.CONFIGURATION
@@ -70,7 +72,12 @@ def main() -> int:
 
             try:
                 exporter = Exporter(
-                    "replay", flags.metrics, server.metrics, server.spans, server.problem
+                    "replay",
+                    flags.metrics,
+                    server.metrics,
+                    server.spans,
+                    server.problem,
+                    flags.token_file,
                 )
             except MetricsPortError as error:
                 log.error("the replay server cannot start", reason=str(error))

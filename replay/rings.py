@@ -24,6 +24,7 @@ from replay.errors import ReplayError
 from replay.tables import signed, unsigned
 
 _MAX_ROUNDS = 64
+_ENDS = frozenset({Ending.TERMINATED, Ending.TIME_LIMIT})
 
 
 class NothingToSample(ReplayError):
@@ -66,12 +67,17 @@ class Ring:
         self._evicted: dict[SegmentId, None] = {}
         self._max_evicted = 1024 + 2 * (self.capacity // segment_length)
         self._episodes = EpisodeIndex()
-        self._num_terminated = 0
+        self._num_terminated = self._num_ended = 0
 
     @property
     def num_transitions(self) -> int:
         """Valid transitions that can be drawn."""
         return self._rows.count
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes whose last step is here."""
+        return self._num_ended
 
     @property
     def num_terminated(self) -> int:
@@ -104,6 +110,7 @@ class Ring:
         )
         self._segments[identity] = stored
         self._num_terminated += stored.ending == Ending.TERMINATED
+        self._num_ended += stored.ending in _ENDS
         self._episodes.add(stored)
         self._link(stored)
         return True
@@ -113,6 +120,18 @@ class Ring:
     ) -> Transition:
         """Draw transitions, each valid one (of the `newest` so many) as likely as any other, with replacement."""
         return self._gather(self._draw(batch_size, generator, newest))
+
+    def draw_rows(
+        self, batch_size: int, generator: torch.Generator, newest: int | None = None
+    ) -> torch.Tensor:
+        """Draw transitions as packed rows [batch_size, W], which `unpack` turns into a batch; without pixels."""
+        return self._rows.take(self._draw(batch_size, generator, newest))
+
+    def unpack(self, rows: torch.Tensor) -> Transition:
+        """Return packed rows [B, W], of this ring or of others of the same layout, as a batch."""
+        if self._stack:
+            raise ReplayError("expected a ring without pixels: frames are not in its rows")
+        return self._unpack(rows, {}, {})
 
     def sample_segments(
         self, batch_size: int, length: int, generator: torch.Generator
@@ -206,6 +225,7 @@ class Ring:
         identity, stored = next(iter(self._segments.items()))
         del self._segments[identity]
         self._num_terminated -= stored.ending == Ending.TERMINATED
+        self._num_ended -= stored.ending in _ENDS
         self._rows.drop(stored.length)
         if self._stack:
             self._frames.drop(self._stack + stored.length)
@@ -273,19 +293,28 @@ class Ring:
         return torch.stack(pieces, dim=1), whole
 
     def _gather(self, index: torch.Tensor) -> Transition:
-        parts = self._rows.take(index).split(self._widths, dim=1)
-        num_keys = len(self._keys)
-        observation, next_observation = {}, {}
-        for number, key in enumerate(self._keys):
-            shape = self._shapes[number]
-            value, after = parts[number], parts[num_keys + 4 + number]
-            observation[key] = value if len(shape) == 1 else value.reshape(-1, *shape)
-            next_observation[key] = after if len(shape) == 1 else after.reshape(-1, *shape)
+        observation: dict[str, torch.Tensor] = {}
+        next_observation: dict[str, torch.Tensor] = {}
         if self._stack:
             first = self._frame_of.index_select(0, index)
             rows = (first[:, None] + self._stack_offsets).remainder_(self._frames.capacity)
             frames = self._frames.take(rows.flatten()).unflatten(0, (-1, self._stack + 1))
             observation["pixels"], next_observation["pixels"] = frames[:, :-1], frames[:, 1:]
+        return self._unpack(self._rows.take(index), observation, next_observation)
+
+    def _unpack(
+        self,
+        packed: torch.Tensor,
+        observation: dict[str, torch.Tensor],
+        next_observation: dict[str, torch.Tensor],
+    ) -> Transition:
+        parts = packed.split(self._widths, dim=1)
+        num_keys = len(self._keys)
+        for number, key in enumerate(self._keys):
+            shape = self._shapes[number]
+            value, after = parts[number], parts[num_keys + 4 + number]
+            observation[key] = value if len(shape) == 1 else value.reshape(-1, *shape)
+            next_observation[key] = after if len(shape) == 1 else after.reshape(-1, *shape)
         action, pre_tanh_action, environment_reward, discount = parts[num_keys : num_keys + 4]
         return Transition(
             observation,

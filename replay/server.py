@@ -16,6 +16,7 @@ import structlog
 from apprentice.config import ReplaySettings
 from apprentice.profiling import Profile, Span
 from apprentice.types import EnvironmentSpec, Metrics
+from apprentice.watchdog import Watchdog
 from replay.checkpointing import CheckpointStore
 from replay.connection import Connection, load_reverb, make_tables
 from replay.errors import CheckpointFailed, NotEnoughMemory, ReplayError, ReplayUnavailable
@@ -27,6 +28,11 @@ log = structlog.get_logger()
 
 _STATUS_SECONDS = 5.0
 FINAL_CHECKPOINT_SECONDS = 25.0
+OWN_GIGABYTES = 0.8
+"""Of a replay server without a segment: TensorFlow, Reverb, and room to write a checkpoint."""
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+STALL_SECONDS = 300.0
+"""A server whose Reverb answers nobody, or whose checkpoint does not end, for this long exits to be restarted."""
 
 
 class ReplayServer:
@@ -69,6 +75,7 @@ class ReplayServer:
         self._connection = Connection(f"127.0.0.1:{port}", specs, settings)
         self._num_checkpoints = self._num_failures = 0
         self._last_failure: str | None = None
+        self._watchdog = Watchdog("replay", STALL_SECONDS)
         self._stopping = threading.Event()
         self._finished = threading.Event()
         self._saved_at_the_end = False
@@ -95,6 +102,7 @@ class ReplayServer:
         The caller's thread waits in Python, where signals are handled.
         """
         self._checkpointer.start()
+        self._watchdog.start()
         while not should_stop():
             self._stopping.wait(0.2)
         self._stopping.set()
@@ -103,6 +111,7 @@ class ReplayServer:
             pass
         if not self._finished.is_set():
             log.error("the last checkpoint took too long", seconds=FINAL_CHECKPOINT_SECONDS)
+        self._watchdog.stop()
         self.close()
         return self._saved_at_the_end
 
@@ -189,6 +198,9 @@ class ReplayServer:
             with contextlib.suppress(OSError):
                 self._profile.lap("serving")
                 self._write_status()
+            with contextlib.suppress(ReplayUnavailable):
+                self._connection.sizes()  # Reverb answers, and no checkpoint hangs.
+                self._watchdog.beat()
         self._saved_at_the_end = self._attempt()
         self._finished.set()
 
@@ -232,6 +244,22 @@ def _check_memory(specs: Sequence[EnvironmentSpec], settings: ReplaySettings) ->
             f"{needed:.2f} GB, replay.memory_limit_gigabytes is {settings.memory_limit_gigabytes:g}; "
             "raise it, or lower replay.capacity"
         )
+    allowed = memory_limit_bytes()
+    if allowed is not None and needed + OWN_GIGABYTES > allowed / 1e9:
+        raise NotEnoughMemory(
+            f"full tables may need {needed:.2f} GB and the process itself {OWN_GIGABYTES:g}, this container is allowed "
+            f"{allowed / 1e9:.2f}: the kernel would kill it later on; raise the limit (REPLAY_MEMORY of the compose "
+            "file), or lower replay.capacity"
+        )
+
+
+def memory_limit_bytes(path: Path = CGROUP_LIMIT) -> int | None:
+    """Return what the kernel allows this container; None where it sets no limit."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

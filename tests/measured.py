@@ -19,7 +19,8 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 import learner.running
-from apprentice.config import Experiment
+from apprentice.config import EnvironmentSettings, Experiment
+from apprentice.environments import make_environment, shown_task
 from apprentice.experiments import save_experiment
 from apprentice.exporter import Exporter
 from apprentice.metrics import read_metrics
@@ -27,10 +28,12 @@ from apprentice.ports import is_free
 from apprentice.profiling import Span
 from apprentice.rpc import EpisodeReport
 from apprentice.runs import Catalogue, RunStatus
+from apprentice.suite_tasks import FAMILIES
 from evalserver.cache import MediaCache
 from evalserver.telemetry import Telemetry
 from evalserver.worker import Worker
 from learner.demonstrated import Demonstrated, ExpertRecord
+from learner.evaluating import EvaluationResult
 from replay.locks import free_port
 from replay.reader import FeedReader
 from tests.actor.fakes import Stage
@@ -100,7 +103,7 @@ def _learner_of(experiment: Experiment) -> tuple[frozenset[str], frozenset[str]]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(learner.running, "TICK_SECONDS", 0.0)
         patch.setattr(learner.running, "POLL_SECONDS", 0.001)
-        patch.setattr(learner.running, "Evaluator", test_running.FakeEvaluator)
+        patch.setattr(learner.running, "Evaluator", _Evaluator)
         names: frozenset[str] = frozenset()
         for _ in range(2):  # the second one goes on with the run of the first
             run = test_running.Run(
@@ -123,6 +126,25 @@ def _learner_of(experiment: Experiment) -> tuple[frozenset[str], frozenset[str]]
         rows, num_torn = read_metrics(run.folder.metrics)
     assert num_torn == 0
     return frozenset().union(*(row.metrics for row in rows)), names
+
+
+class _Evaluator(test_running.FakeEvaluator):
+    """Answers with what the tasks of all families measure."""
+
+    def poll(self) -> EvaluationResult | None:
+        result = super().poll()
+        return None if result is None else result._replace(metrics=_family_metrics())
+
+
+@functools.cache
+def _family_metrics() -> dict[str, float]:
+    found: dict[str, float] = {}
+    for family in FAMILIES:
+        environment = make_environment(shown_task(family, EnvironmentSettings()), 0)
+        environment.reset()
+        environment.step(np.zeros(environment.spec.action_size, np.float32))
+        found |= environment.episode_metrics()
+    return found
 
 
 class _Service(test_running.FakeService):

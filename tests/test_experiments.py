@@ -176,7 +176,8 @@ actor:
 """
     )
     text = (
-        r"text matching ^[A-Za-z0-9_]+-[A-Za-z0-9_]+$ (`domain-task` of the DeepMind Control Suite)"
+        r"text matching ^[A-Za-z0-9_]+(-[A-Za-z0-9._-]+)?$ (`domain-task` of the DeepMind Control Suite; a family, "
+        "to learn all its train tasks; or the id of one of them)"
     )
     sections = ", ".join(Experiment.model_fields)
     assert set(_problems(path)) == {

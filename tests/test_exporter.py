@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from apprentice.exporter import Exporter, MetricsPortError, metric_name
 from apprentice.healthcheck import find_problem
 from apprentice.profiling import Span
+from apprentice.tokens import ensure_token, metrics_token
 
 
 def scrape(port: int) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -108,3 +109,38 @@ def test_a_healthcheck_is_a_process_with_an_exit_code() -> None:
     finally:
         exporter.close()
     assert codes == [0, 1, 2]
+
+
+def asked_from(exporter: Exporter, address: str, token: str | None) -> str:
+    """Return the status of an answer to a caller at `address`."""
+    environ = {"PATH_INFO": "/metrics", "REMOTE_ADDR": address, "REQUEST_METHOD": "GET"}
+    if token is not None:
+        environ["HTTP_AUTHORIZATION"] = f"Bearer {token}"
+    statuses: list[str] = []
+    application = exporter._server.get_app()
+    assert application is not None
+    list(application(environ, lambda status, headers, info=None: statuses.append(status)))  # type: ignore[arg-type,return-value]
+    return statuses[0][:3]
+
+
+def test_others_than_this_machine_must_carry_a_token(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    with pytest.raises(MetricsPortError, match="expected --token-file"):
+        Exporter("learner", "0.0.0.0:0", dict, dict, _well)
+    exporter = Exporter("learner", "0.0.0.0:0", dict, dict, _well, file)
+    try:
+        assert asked_from(exporter, "192.0.2.7", None) == "401"  # there is no token yet
+        token = ensure_token(file)
+        answers = {
+            name: asked_from(exporter, "192.0.2.7", found)
+            for name, found in {
+                "none": None,
+                "wrong": "x" * 43,
+                "metrics": metrics_token(token),
+                "whole": token,
+            }.items()
+        }
+        assert answers == {"none": "401", "wrong": "401", "metrics": "200", "whole": "200"}
+        assert asked_from(exporter, "127.0.0.1", None) == "200"  # the health check
+    finally:
+        exporter.close()

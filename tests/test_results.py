@@ -14,6 +14,7 @@ from apprentice.results import (
     ResultsError,
     bootstrap_interval,
     difference_interval,
+    differences,
     interquartile_mean,
     plot,
     read_results,
@@ -93,6 +94,16 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_results(path)
 
 
+def test_differences_are_taken_on_the_same_task_and_budget() -> None:
+    rows = [row(seed, value) for seed, value in ((0, 0.5), (1, 1.0))]
+    rows += [row(seed, value, "bc") for seed, value in ((0, 0.25), (1, 0.25))]
+    rows.append(row(0, 0.9, "bc")._replace(frames=7))  # another budget, with nothing to compare
+    text = differences(rows, "bc")
+    assert text.splitlines()[2:] == ["| reacher-easy | dac | +0.50 | [+0.25, +0.75] |"]
+    with pytest.raises(ResultsError, match=r"expected one of \['bc', 'dac'\], found 'gail'"):
+        differences(rows, "gail")
+
+
 def test_the_table_shows_every_seed() -> None:
     text = table([row(0, 0.5), row(1, 1.0), row(0, 0.25, "bc")])
     assert (
@@ -100,7 +111,7 @@ def test_the_table_shows_every_seed() -> None:
         in text
     )
     assert "| reacher-easy | bc | 10 × 50 | 200,000 | 900 | 0.25 |" in text
-    summary = summarise([row(0, 0.5), row(1, 1.0)])["reacher-easy", "dac", 10, 50]
+    summary = summarise([row(0, 0.5), row(1, 1.0)])["reacher-easy", "dac", 10, 50, 200_000]
     assert summary.mean == 0.75
 
 
@@ -109,7 +120,7 @@ def test_the_plot_has_a_dot_for_every_seed() -> None:
     space = "{http://www.w3.org/2000/svg}"
     assert len(drawn.findall(f"{space}circle")) == 3
     labels = [text.text for text in drawn.findall(f"{space}text")]
-    assert "reacher-easy, dac, 10 × 50" in labels
+    assert "reacher-easy, dac, 10 × 50, 200k" in labels
 
 
 def test_the_readmes_table_is_that_of_the_committed_rows() -> None:

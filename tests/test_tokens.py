@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from apprentice.tokens import TokenError, bearer, ensure_token, read_token, same_token
+from apprentice.tokens import (
+    METRICS_FILE,
+    TokenError,
+    bearer,
+    ensure_token,
+    metrics_token,
+    read_token,
+    same_token,
+)
 
 
 def test_it_is_made_once_and_is_for_its_owner_only(tmp_path: Path) -> None:
@@ -19,6 +27,18 @@ def test_it_is_made_once_and_is_for_its_owner_only(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert ensure_token(path) == token == read_token(path)
     assert ensure_token(tmp_path / "other") != token
+
+
+def test_what_opens_the_metrics_opens_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "secrets" / "token"
+    token = ensure_token(path)
+    other = path.with_name(METRICS_FILE)
+    assert stat.S_IMODE(other.stat().st_mode) == 0o644
+    assert other.read_text().strip() == metrics_token(token)
+    assert not same_token(metrics_token(token), token)
+    other.unlink()  # of a volume that an earlier release made
+    ensure_token(path)
+    assert other.read_text().strip() == metrics_token(token)
 
 
 def test_whoever_reads_waits_for_whoever_makes_it(tmp_path: Path) -> None:

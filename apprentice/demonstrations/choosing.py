@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
 from apprentice.config import Experiment
+from apprentice.config_family import SPLITS
+from apprentice.demonstrations.bundled import BUNDLED, bundled_names
+from apprentice.demonstrations.family import FamilyDemonstrations, read_family
 from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
 from apprentice.demonstrations.reading import read_demonstrations
-
-BUNDLED: Final = Path(__file__).resolve().parents[2] / "demonstrations"
-"""Where the files that come with the project lie."""
-
-
-def bundled_names() -> tuple[str, ...]:
-    """Return the names of the bundled files."""
-    return tuple(sorted(path.stem for path in BUNDLED.glob("*.hdf5")))
+from apprentice.environments.families import task_split
 
 
 def find_demonstrations(reference: str | None, task: str) -> Path:
@@ -72,6 +66,9 @@ def require_demonstrations(experiment: Experiment) -> None:
     """
     if experiment.imitation.method == "none":
         return
+    if experiment.is_family:
+        require_family(experiment)
+        return
     settings = experiment.imitation.demonstrations
     path = find_demonstrations(settings.file, experiment.task)
     demonstrations = read_demonstrations(path)
@@ -94,7 +91,41 @@ def require_demonstrations(experiment: Experiment) -> None:
             )
 
 
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def require_family(experiment: Experiment) -> FamilyDemonstrations:
+    """Return the demonstrations of an experiment's family, refused where they are of another division of its tasks.
+
+    Raises DemonstrationError, with what would fit.
+    """
+    settings = experiment.imitation.demonstrations
+    where = "imitation.demonstrations.file"
+    if settings.file is None or not Path(settings.file).is_dir():
+        raise DemonstrationError(
+            f"{where}: expected the folder of {experiment.task}'s demonstrations, found {settings.file!r}; "
+            "`apprentice demos record --checkpoint EXPERT --episodes 8 --out FOLDER` makes one"
+        )
+    family = read_family(Path(settings.file))
+    index = family.index
+    if index.family != experiment.task:
+        raise DemonstrationError(
+            f"{where}: expected demonstrations of {experiment.task}, found {index.family}'s"
+        )
+    split = task_split(experiment.task, experiment.environment.family)
+    if index.split_digest != split.digest():
+        raise DemonstrationError(
+            f"{where}: expected the division {experiment.environment.family.split!r} of {index.family} "
+            f"({split.digest()}), found {index.settings.split!r} ({index.split_digest}); set environment.family to the "
+            f"demonstrations': {index.settings.model_dump_json(exclude_defaults=True)}"
+        )
+    for name in SPLITS:
+        missing = {t.task_id for t in split.of(name)} - {t.task_id for t in family.tasks(name)}
+        if missing:
+            raise DemonstrationError(
+                f"{where}: expected demonstrations of all {name} tasks, found none of {sorted(missing)[:3]}"
+            )
+    fewest = min(len(task.query) for task in family.tasks("train"))
+    if settings.episodes is not None and settings.episodes > fewest:
+        raise DemonstrationError(
+            f"imitation.demonstrations.episodes: expected at most {fewest} to imitate of each task, found "
+            f"{settings.episodes}"
+        )
+    return family

@@ -81,6 +81,11 @@ class DemonstrationDataset(Dataset[DemonstrationBatch]):
         return len(self._step)
 
     @property
+    def kept_of_episodes(self) -> np.ndarray:
+        """How many steps were kept of each episode [N]."""
+        return self._num_kept
+
+    @property
     def num_terminated(self) -> int:
         """How many episodes terminated, rather than being cut by a time limit."""
         return int((self._discount == 0.0).sum())

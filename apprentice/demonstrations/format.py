@@ -16,6 +16,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from apprentice.config import EnvironmentSettings
+from apprentice.demonstrations.bundled import bundled_names
 from apprentice.types import EnvironmentSpec, Trajectory
 
 FORMAT_VERSION: Final = 1
@@ -72,6 +73,8 @@ class DemonstrationMetadata(BaseModel):
     """Whether the likeliest action was taken, or one was drawn."""
     subsampling: int = Field(1, ge=1)
     """Every how many-th step of the episodes is in the file: 1 is all of them."""
+    clipped_share: float = Field(0.0, ge=0, le=1)
+    """Share of action entries that were cut before atanh when the file was imported."""
     dm_control: str | None = None
     """Version of dm_control."""
     mujoco: str | None = None
@@ -131,6 +134,8 @@ def require_spec(
     if spec is not None:
         if spec.task_id != expected.task_id:
             advice = f"; {expected.task_id}'s own are recorded with `apprentice demos record`"
+            if expected.task_id in bundled_names():
+                advice = f"; the bundled file {expected.task_id!r} would fit"
             raise refuse("task", repr(expected.task_id), repr(spec.task_id), advice)
         if dict(spec.task_parameters) != dict(expected.task_parameters):
             found = dict(spec.task_parameters)

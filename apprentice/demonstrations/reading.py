@@ -33,8 +33,14 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _TANH_TOLERANCE = 1e-4
 
 
-def read_demonstrations(path: Path, expected: EnvironmentSpec | None = None) -> DemonstrationSet:
+def read_demonstrations(
+    path: Path,
+    expected: EnvironmentSpec | None = None,
+    action_bounds: tuple[float, float] | None = None,
+) -> DemonstrationSet:
     """Return a file's episodes, in the order of their numbers.
+
+    `action_bounds` are the lowest and highest action of a foreign file, which then are scaled to [-1, 1].
 
     Arrays that lie in the file as in memory are mapped, others are read. With `expected` the task, its
     action repeat and all shapes must agree. Raises DemonstrationError.
@@ -53,8 +59,8 @@ def read_demonstrations(path: Path, expected: EnvironmentSpec | None = None) -> 
         )
     try:
         with h5py.File(path, "r") as file:
-            demonstrations = _Reader(path, file).read()
-    except (OSError, RuntimeError, KeyError) as error:  # what h5py says of torn files
+            demonstrations = _Reader(path, file, action_bounds).read()
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # of torn files
         reason = str(error).splitlines()[0]
         raise DemonstrationError(f"{path}: expected a whole HDF5 file, found: {reason}") from None
     if expected is not None:
@@ -64,8 +70,10 @@ def read_demonstrations(path: Path, expected: EnvironmentSpec | None = None) -> 
 
 
 class _Reader:
-    def __init__(self, path: Path, file: h5py.File) -> None:
-        self._path, self._file = path, file
+    def __init__(
+        self, path: Path, file: h5py.File, action_bounds: tuple[float, float] | None
+    ) -> None:
+        self._path, self._file, self._action_bounds = path, file, action_bounds
         self._num_clipped = 0
         self._num_actions = 0
 
@@ -84,7 +92,7 @@ class _Reader:
         if stated is not None and int(stated) != len(names):
             raise self._refuse("total_episodes", f"{int(stated)} episodes", len(names))
         self._require_alike(names, episodes, metadata)
-        share = self._num_clipped / max(1, self._num_actions)
+        share = max(metadata.clipped_share, self._num_clipped / max(1, self._num_actions))
         return DemonstrationSet(metadata, episodes, share)
 
     def _require_modest(self) -> None:
@@ -99,7 +107,8 @@ class _Reader:
                     raise self._refuse(name, "numbers in this file", "an array kept elsewhere")
                 size = item.size * item.dtype.itemsize
                 declared += size
-                packed += size if item.chunks else 0
+                # What has no place in the file is chunked, or was declared and never written.
+                packed += size if item.id.get_offset() is None else 0
                 for found, most in (
                     (declared, LARGEST_DECLARED_BYTES),
                     (packed, LARGEST_UNPACKED_BYTES),
@@ -129,6 +138,9 @@ class _Reader:
         except ValidationError as error:
             problems = "; ".join(describe_problems(DemonstrationMetadata, error))
             raise DemonstrationError(f"{self._path}: {METADATA}: {problems}") from None
+        if metadata.subsampling != 1:
+            found = f"{metadata.subsampling}: thinned, so that what followed a step is not in it"
+            raise self._refuse("subsampling", 1, found)
         if metadata.format_version != FORMAT_VERSION:
             found = f"{metadata.format_version}: written by another version of Apprentice"
             raise self._refuse("format_version", FORMAT_VERSION, found)
@@ -142,6 +154,8 @@ class _Reader:
         if action.ndim != 2 or len(action) == 0:
             raise self._refuse(f"{name}/actions", "shape [L, A], L > 0", f"{list(action.shape)}")
         length = len(action)
+        if self._action_bounds is not None:
+            action = self._rescaled(name, action, *self._action_bounds)
         low, high = action.min(0), action.max(0)
         beyond = np.flatnonzero(np.maximum(-low, high) > 1.0 + 1e-6)
         if len(beyond):
@@ -149,7 +163,8 @@ class _Reader:
             raise self._refuse(
                 f"{name}/actions",
                 "entries from -1 to 1, the environment's bounds scaled",
-                f"dimension {worst} from {low[worst]:g} to {high[worst]:g}",
+                f"dimension {worst} from {low[worst]:g} to {high[worst]:g}; "
+                "`apprentice demos import --rescale-actions LOW HIGH` scales them",
             )
         reward = self._array(name, "rewards", (length,), "f")
         ending = self._ending(name, length)
@@ -166,6 +181,13 @@ class _Reader:
             self._model_fields(name),
             self._seed(name),
         )
+
+    def _rescaled(self, name: str, action: np.ndarray, low: float, high: float) -> np.ndarray:
+        if f"{name}/{METADATA}/pre_tanh_action" in self._file:
+            raise self._refuse(f"{name}/actions", "a foreign file's to scale", "a file of ours")
+        middle, half = 0.5 * (high + low), 0.5 * (high - low)
+        scaled: np.ndarray = ((action.astype(np.float64) - middle) / half).astype(np.float32)
+        return scaled
 
     def _observation(self, name: str, length: int) -> dict[str, np.ndarray]:
         where = f"{name}/observations"

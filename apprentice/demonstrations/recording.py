@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import importlib.metadata
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from apprentice.checkpoint import experiment_of, load_policy
-from apprentice.checkpoint_format import MANIFEST
-from apprentice.config import EnvironmentSettings
-from apprentice.demonstrations.choosing import digest_of
+from apprentice.checkpoint_format import MANIFEST, Manifest
+from apprentice.config import EnvironmentSettings, Experiment
+from apprentice.config_family import SPLITS
+from apprentice.demonstrations.digest import digest_of
+from apprentice.demonstrations.family import FamilyDemonstrations, read_family, write_family
 from apprentice.demonstrations.format import (
     DemonstrationError,
     DemonstrationMetadata,
     DemonstrationSet,
     Expert,
 )
-from apprentice.environments import environment_spec, make_environment
+from apprentice.environments import environment_spec, rebuild_environment
+from apprentice.environments.families import task_split
 from apprentice.evaluation import evaluate
-from apprentice.networks import UniformPolicy
+from apprentice.networks import Policy, UniformPolicy
+from apprentice.types import EnvironmentSpec
 
 RANDOM_EPISODES = 40
 FIRST_SEED = 1_000_000
@@ -45,55 +50,133 @@ def record_demonstrations(
     """
     policy, manifest = load_policy(checkpoint)
     experiment = experiment_of(manifest)
-    keys = experiment.reads.policy
-    tried = num_episodes if minimum_return is None else 5 * num_episodes
-    num = max(tried, measured_episodes)
-    evaluation = evaluate(
-        policy,
-        experiment.task,
-        range(first_seed, first_seed + num),
-        observation=keys,
-        settings=experiment.environment,
-        deterministic=deterministic,
-        keep_trajectories=tried,
-        deadline_seconds=deadline_seconds,
-    )
-    kept = [
-        episode.trajectory
-        for episode in evaluation.episodes[:tried]
-        if episode.trajectory is not None
-        and (minimum_return is None or episode.environment_return >= minimum_return)
-    ][:num_episodes]
-    if len(kept) < num_episodes:
+    if experiment.is_family:
         raise DemonstrationError(
-            f"episodes: expected {num_episodes} with a return of {minimum_return} or more, found {len(kept)} "
-            f"among {tried}"
+            f"checkpoint: expected the expert of one task, found one of the family {experiment.task}, whose "
+            "demonstrations are a folder: give --out a path without .hdf5"
         )
-    metadata = DemonstrationMetadata(
-        environment=environment_spec(experiment.task, keys, experiment.environment).to_dict(),
-        settings=experiment.environment,
-        expert=Expert(
-            run=manifest.run,
-            steps=manifest.steps,
-            digest=digest_of(checkpoint / MANIFEST),
-            return_mean=evaluation.return_mean,
-            return_episodes=num,
-        ),
-        random_return=evaluate(
-            UniformPolicy(
-                environment_spec(experiment.task, keys, experiment.environment), seed=first_seed
-            ),
-            experiment.task,
-            range(first_seed, first_seed + RANDOM_EPISODES),
-            observation=("state",),
-            settings=experiment.environment,
-            deadline_seconds=deadline_seconds,
-        ).return_mean,
-        deterministic=deterministic,
-        dm_control=importlib.metadata.version("dm_control"),
-        mujoco=importlib.metadata.version("mujoco"),
+    return _Recording(
+        policy, checkpoint, manifest, experiment, first_seed, deterministic, deadline_seconds
+    ).record(experiment.task, num_episodes, minimum_return, measured_episodes)
+
+
+def record_family(
+    checkpoint: Path,
+    num_context: int,
+    num_query: int,
+    folder: Path,
+    *,
+    first_seed: int = FIRST_SEED,
+    deterministic: bool = True,
+    deadline_seconds: float = 3600.0,
+) -> FamilyDemonstrations:
+    """Let a family's expert act in every task of every division; return what was written to `folder`.
+
+    Of each task the first `num_context` episodes are to be shown, the next `num_query` to be imitated. Raises
+    CheckpointError, EvaluationError and DemonstrationError.
+    """
+    policy, manifest = load_policy(checkpoint)
+    experiment = experiment_of(manifest)
+    if not experiment.is_family:
+        raise DemonstrationError(
+            f"checkpoint: expected an expert of a family, found one of {experiment.task}"
+        )
+    if folder.exists():
+        raise DemonstrationError(f"{folder}: expected a path that is free, found something there")
+    settings = experiment.environment.family
+    split = task_split(experiment.task, settings)
+    recording = _Recording(
+        policy, checkpoint, manifest, experiment, first_seed, deterministic, deadline_seconds
     )
-    return DemonstrationSet(metadata, tuple(kept))
+    num = num_context + num_query
+    recorded = {
+        name: {
+            task.task_id: (recording.record(task.task_id, num, None, num), num_context)
+            for task in split.of(name)
+        }
+        for name in SPLITS
+    }
+    write_family(folder, experiment.task, settings, split.digest(), recorded)
+    return read_family(folder)
+
+
+class _Recording:
+    """One expert and how it is recorded."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        checkpoint: Path,
+        manifest: Manifest,
+        experiment: Experiment,
+        first_seed: int,
+        deterministic: bool,
+        deadline_seconds: float,
+    ) -> None:
+        self._policy, self._experiment = policy, experiment
+        self._checkpoint, self._manifest = checkpoint, manifest
+        self._first_seed, self._deterministic = first_seed, deterministic
+        self._deadline = time.monotonic() + deadline_seconds
+
+    def record(
+        self, task: str, num_episodes: int, minimum_return: float | None, num_measured: int
+    ) -> DemonstrationSet:
+        """Return episodes of one task."""
+        experiment, keys = self._experiment, self._experiment.reads.policy
+        tried = num_episodes if minimum_return is None else 5 * num_episodes
+        num = max(tried, num_measured)
+        evaluation = evaluate(
+            self._policy,
+            task,
+            range(self._first_seed, self._first_seed + num),
+            observation=keys,
+            settings=experiment.environment,
+            deterministic=self._deterministic,
+            keep_trajectories=tried,
+            deadline_seconds=self._left(),
+        )
+        kept = [
+            episode.trajectory
+            for episode in evaluation.episodes[:tried]
+            if episode.trajectory is not None
+            and (minimum_return is None or episode.environment_return >= minimum_return)
+        ][:num_episodes]
+        if len(kept) < num_episodes:
+            raise DemonstrationError(
+                f"episodes: expected {num_episodes} with a return of {minimum_return} or more, found {len(kept)} "
+                f"among {tried}"
+            )
+        metadata = DemonstrationMetadata(
+            environment=environment_spec(task, keys, experiment.environment).to_dict(),
+            settings=experiment.environment,
+            expert=Expert(
+                run=self._manifest.run,
+                steps=self._manifest.steps,
+                digest=digest_of(self._checkpoint / MANIFEST),
+                return_mean=evaluation.return_mean,
+                return_episodes=num,
+            ),
+            random_return=self._random_return(task),
+            deterministic=self._deterministic,
+            dm_control=importlib.metadata.version("dm_control"),
+            mujoco=importlib.metadata.version("mujoco"),
+        )
+        return DemonstrationSet(metadata, tuple(kept))
+
+    def _random_return(self, task: str) -> float:
+        """Return the mean return of uniformly random actions."""
+        spec = environment_spec(task, self._experiment.reads.policy, self._experiment.environment)
+        return evaluate(
+            UniformPolicy(spec, seed=self._first_seed),
+            task,
+            range(self._first_seed, self._first_seed + RANDOM_EPISODES),
+            observation=("state",),
+            settings=self._experiment.environment,
+            deadline_seconds=self._left(),
+        ).return_mean
+
+    def _left(self) -> float:
+        return self._deadline - time.monotonic()
 
 
 def render_demonstrations(
@@ -113,9 +196,12 @@ def render_demonstrations(
     if there != here:
         raise DemonstrationError(f"mujoco: expected {here}, as installed, found {there}")
     settings = settings.model_copy(
-        update={"action_repeat": demonstrations.metadata.settings.action_repeat}
+        update={
+            "action_repeat": demonstrations.metadata.settings.action_repeat,
+            "family": demonstrations.metadata.settings.family,
+        }
     )
-    environment = make_environment(spec.task_id, 0, ("state",), settings)
+    environment = rebuild_environment(spec, ("state",), settings)
     try:
         episodes = []
         for episode in demonstrations.trajectories:
@@ -135,8 +221,17 @@ def render_demonstrations(
     keys: Sequence[str] = tuple(episodes[0].observation)
     metadata = demonstrations.metadata.model_copy(
         update={
-            "environment": environment_spec(spec.task_id, keys, settings).to_dict(),
+            "environment": _spec_with(spec, keys, settings).to_dict(),
             "settings": settings,
         }
     )
     return DemonstrationSet(metadata, tuple(episodes), demonstrations.clipped_share)
+
+
+def _spec_with(
+    spec: EnvironmentSpec, keys: Sequence[str], settings: EnvironmentSettings
+) -> EnvironmentSpec:
+    """Return the spec of the same task as other keys see it."""
+    environment = rebuild_environment(spec, keys, settings)
+    environment.close()
+    return environment.spec

@@ -29,7 +29,10 @@ def write_demonstrations(path: Path, demonstrations: DemonstrationSet) -> None:
         with h5py.File(stage, "w", track_order=True) as file:
             file.attrs["total_episodes"] = len(demonstrations.trajectories)
             file.attrs["total_steps"] = demonstrations.num_steps
-            file.attrs[METADATA] = demonstrations.metadata.model_dump_json()
+            share = {"clipped_share": demonstrations.clipped_share}
+            file.attrs[METADATA] = demonstrations.metadata.model_copy(
+                update=share
+            ).model_dump_json()
             for number, episode in enumerate(demonstrations.trajectories):
                 _write_episode(file, number, episode)
         with stage.open("rb") as written:

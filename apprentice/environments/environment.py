@@ -12,9 +12,10 @@ import numpy as np
 from dm_control.rl.control import PhysicsError
 
 from apprentice.config import EnvironmentSettings
+from apprentice.environments.families import Task, load_family
 from apprentice.environments.renderer import Quality, Renderer, camera_index
 from apprentice.environments.simulation import Simulation
-from apprentice.environments.tasks import Task, load_suite_task
+from apprentice.environments.tasks import load_task
 from apprentice.profiling import Profile
 from apprentice.types import ArraySpec, Ending, EnvironmentSpec, Observation, TimeStep
 
@@ -41,6 +42,7 @@ class Environment:
         self, task: Task, seed: int, observation: Sequence[str], settings: EnvironmentSettings
     ) -> None:
         self.profile: Profile | None = None
+        self.task_index = 0
         self._task_identity = task
         self._settings = settings
         self._keys = tuple(observation)
@@ -48,10 +50,13 @@ class Environment:
         self._frames: deque[np.ndarray] = deque(maxlen=settings.frame_stack)
         self._num_steps = 0
         self._build(seed)
+        self._task_parameters: np.ndarray | None = None
+        if "task_parameters" in self._keys and task.parameters:
+            self._task_parameters = load_family(task.domain).observed_parameters(task)
         self.spec = self._make_spec()
 
     def _build(self, seed: int) -> None:
-        suite_environment = load_suite_task(self._task_identity, seed)
+        suite_environment = load_task(self._task_identity, seed, self._settings.family)
         self._seed = seed
         # The model of lqr is drawn from the same stream, before the first episode.
         drawn: Any = suite_environment.task.random.get_state(legacy=False)
@@ -62,6 +67,10 @@ class Environment:
         )
         self._suite = suite_environment
         self._task: Any = suite_environment.task
+        self._potential: Any = None
+        if self._settings.family.shaping:
+            self._potential = getattr(self._task, "potential", None)
+        self._last_potential = 0.0
         self._physics: Any = suite_environment.physics
         _forget_contexts(self._physics)
         self._model: Any = self._physics.model.ptr
@@ -99,10 +108,13 @@ class Environment:
         if "pixels" in self._keys:
             shape = (settings.frame_stack, settings.height, settings.width, 3)
             specs["pixels"] = ArraySpec(shape, "uint8")
+        if self._task_parameters is not None:
+            specs["task_parameters"] = ArraySpec(self._task_parameters.shape, "float32")
         unknown = sorted(set(self._keys) - set(specs))
         if unknown or not specs:
             raise ValueError(
-                f"expected observation keys out of 'state', 'pixels'; found {list(self._keys)}"
+                "expected observation keys out of 'state', 'pixels', and 'task_parameters' for a task of a family; "
+                f"found {list(self._keys)} for {self._task_identity.task_id}"
             )
         return EnvironmentSpec(
             task=self._task_identity.task_id,
@@ -136,6 +148,10 @@ class Environment:
             self._task.initialize_episode(self._physics)
         self._simulation.reset()
         self._read_state()
+        if (
+            self._potential is not None
+        ):  # the kinematics are those of the start: the context saw to it
+            self._last_potential = self._potential(self._physics)
         if "pixels" in self._keys:
             frame = self._frame()
             self._frames.extend([frame] * self._settings.frame_stack)
@@ -144,7 +160,8 @@ class Environment:
     def step(self, action: np.ndarray) -> TimeStep:
         """Apply an action [A] in [-1, 1] for the action repeat and return what follows.
 
-        Rewards are summed over the repeat, which ends early where the episode ends. Raises
+        Rewards are summed over the repeat, which ends early where the episode ends. Where the task has a
+        potential Phi, and shaping is on, gamma * Phi(s') - Phi(s) is added, at a time limit too. Raises
         PhysicsFault where the simulation or what it yields is not finite.
         """
         task, physics, simulation = self._task, self._physics, self._simulation
@@ -168,6 +185,10 @@ class Environment:
                     break
         except PhysicsError as error:
             raise self._fault(str(error).strip()) from error
+        if self._potential is not None:
+            potential = 0.0 if ending is Ending.TERMINATED else self._potential(physics)
+            total += self._settings.family.gamma * potential - self._last_potential
+            self._last_potential = potential
         if profile is not None:
             profile.lap("physics")
         self._read_state()
@@ -182,6 +203,16 @@ class Environment:
             if profile is not None:
                 profile.lap("rendering")
         return TimeStep(self._observation(), float(total), discount, ending)
+
+    @property
+    def task(self) -> Task:
+        """Which task this is."""
+        return self._task_identity
+
+    def episode_metrics(self) -> dict[str, float]:
+        """Return what the task measures of the episode so far, beside its reward; nothing for the suite's."""
+        measure = getattr(self._task, "episode_metrics", None)
+        return {} if measure is None else dict(measure(self._physics))
 
     def physics_state(self) -> np.ndarray:
         """Return the whole integration state, float64 [P]: what `restore` needs to draw it again."""
@@ -288,6 +319,8 @@ class Environment:
             result["state"] = self._state.copy()
         if "pixels" in self._keys:
             result["pixels"] = np.stack(self._frames)
+        if self._task_parameters is not None:
+            result["task_parameters"] = self._task_parameters
         return result
 
     def _fault(self, reason: str) -> PhysicsFault:
@@ -297,7 +330,7 @@ class Environment:
 
     def _compiled(self) -> dict[str, np.ndarray]:
         if self._pristine is None:
-            model = load_suite_task(self._task_identity, 0).physics.model.ptr
+            model = load_task(self._task_identity, 0, self._settings.family).physics.model.ptr
             self._pristine = {
                 name: value.copy()
                 for name in dir(model)

@@ -1,4 +1,4 @@
-"""Tasks by name: every `domain-task` of the DeepMind Control Suite, and a few of our own."""
+"""Tasks by name: every `domain-task` of the DeepMind Control Suite, a few of our own, and those of families."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import difflib
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -17,7 +16,16 @@ _requested = os.environ.get("MUJOCO_GL")
 os.environ["MUJOCO_GL"] = "disabled"
 from dm_control import suite  # noqa: E402
 
+from apprentice.config_family import FamilySettings  # noqa: E402
+from apprentice.environments.families import (  # noqa: E402
+    FamilyError,
+    Task,
+    find_family_task,
+    load_family,
+    task_split,
+)
 from apprentice.environments.hopping import load_hop_until_fall  # noqa: E402
+from apprentice.suite_tasks import FAMILIES, family_of  # noqa: E402
 
 REQUESTED_BACKEND = None if _requested in (None, "", "disabled", "disable", "off") else _requested
 """What the user set MUJOCO_GL to: `egl`, `osmesa` or nothing."""
@@ -31,20 +39,6 @@ class UnknownTask(ValueError):
     """No task has this name."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """One task; `parameters` are those of a family, and empty for a task of the suite."""
-
-    domain: str
-    name: str
-    parameters: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def task_id(self) -> str:
-        """Names the task in tables, files, URLs and labels; the same in every process and release."""
-        return f"{self.domain}-{self.name}"
-
-
 OWN_TASKS: Mapping[str, Callable[[int], Any]] = {"hopper-hop_until_fall": load_hop_until_fall}
 """Tasks that the suite does not have, and what builds each from a seed."""
 
@@ -56,23 +50,52 @@ def suite_tasks() -> tuple[str, ...]:
     return tuple(sorted({f"{domain}-{name}" for domain, name in suite.ALL_TASKS} | ours))
 
 
-def find_task(task: str) -> Task:
-    """Return the task of this name, or raise UnknownTask with the nearest names."""
+def find_task(task: str, family: FamilySettings | None = None) -> Task:
+    """Return the task of this name or id, or raise UnknownTask with the nearest names.
+
+    `family` says how a family's tasks are divided, where the name is one of theirs.
+    """
+    if family_of(task) is not None:
+        return _find_in_family(task, family or FamilySettings())
     if task not in suite_tasks():
-        near = difflib.get_close_matches(task, suite_tasks(), n=3, cutoff=0.5)
+        near = difflib.get_close_matches(task, [*suite_tasks(), *FAMILIES], n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
         raise UnknownTask(
             f"expected a task of the DeepMind Control Suite as 'domain-task', found {task!r}{hint} "
-            f"(all {len(suite_tasks())}: {', '.join(suite_tasks())})"
+            f"(all {len(suite_tasks())}: {', '.join(suite_tasks())}; families: {', '.join(FAMILIES)})"
         )
     domain, _, name = task.partition("-")
     return Task(domain, name)
 
 
-def load_suite_task(task: Task, seed: int) -> Any:
+def _find_in_family(task: str, settings: FamilySettings) -> Task:
+    try:
+        if task in FAMILIES:
+            first = task_split(task, settings).train[0].task_id
+            raise UnknownTask(
+                f"expected one task, found the family {task!r}; name one, like {first!r}"
+            )
+        return find_family_task(task, settings)
+    except FamilyError as error:
+        raise UnknownTask(str(error)) from error
+
+
+def experiment_tasks(task: str, family: FamilySettings) -> tuple[Task, ...]:
+    """Return the tasks an experiment trains on: a family's train tasks, or the one. Raises UnknownTask."""
+    if task not in FAMILIES:
+        return (find_task(task, family),)
+    try:
+        return task_split(task, family).train
+    except FamilyError as error:
+        raise UnknownTask(str(error)) from error
+
+
+def load_task(task: Task, seed: int, family: FamilySettings) -> Any:
     """Build dm_control's environment of a task, with its random state seeded."""
     # The suite's models use an attribute that MuJoCo warns about at every load.
     logging.getLogger("absl").setLevel(logging.ERROR)
+    if task.domain in FAMILIES:
+        return load_family(task.domain).load(task, seed, family)
     ours = OWN_TASKS.get(task.task_id)
     if ours is not None:
         return ours(seed)

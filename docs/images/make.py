@@ -1,6 +1,6 @@
 """Makes the README's pictures from the system itself.
 
-python docs/images/make.py terminal --seconds 150      # starts `apprentice up reacher-easy` and keeps its view
+python docs/images/make.py terminal --seconds 150      # starts what `make run` does and keeps its view
 python docs/images/make.py rollout --url http://127.0.0.1:8000   # asks a running evaluation server
 python docs/images/make.py page --url http://127.0.0.1:8000      # and Chromium for its page (needs selenium)
 """
@@ -48,7 +48,7 @@ def draw_terminal(seconds: float, runs: Path) -> None:
             "LINES": str(ROWS),
             "TERM": "xterm-256color",
         }
-        command = [sys.executable, "-m", "cli", "up", "reacher-easy", "--runs", str(runs)]
+        command = [sys.executable, "-m", "cli", "up", "dac-reacher-easy", "--runs", str(runs)]
         os.chdir(ROOT)
         os.execve(sys.executable, command, environment)  # noqa: S606 - it takes the child's place
     drawn, deadline = b"", time.monotonic() + seconds
@@ -82,7 +82,7 @@ def fetch_rollout(url: str, checkpoint: str) -> None:
 
 
 def photograph_page(url: str, checkpoint: str) -> None:
-    """Write the page as PNG while a rollout of the checkpoint plays on it."""
+    """Write the page as PNG while the policy plays on it, beside the expert where there is one."""
     from selenium import webdriver
     from selenium.webdriver.common.by import By
 
@@ -93,7 +93,8 @@ def photograph_page(url: str, checkpoint: str) -> None:
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     try:
         driver.get(f"{url}/?run={checkpoint}")
-        driver.find_elements(By.CSS_SELECTOR, "a.play")[0].click()
+        beside = driver.find_elements(By.CSS_SELECTOR, "a.play[data-beside]")
+        (beside or driver.find_elements(By.CSS_SELECTOR, "a.play"))[0].click()
         script = "return document.getElementById('video').currentTime"
         deadline = time.monotonic() + 60
         while driver.execute_script(script) < 1.0 and time.monotonic() < deadline:

@@ -27,18 +27,28 @@ function curvesUrl() {
   return "/curves?" + chosen;
 }
 
+let asking = new AbortController();
+
 async function play(url) {
+  asking.abort(); // Nobody waits for the last one any more: the server drops it.
+  const mine = (asking = new AbortController());
   said.textContent = "running the policy and drawing it …";
-  const reply = await fetch(url);
-  if (!reply.ok) {
-    const problem = await reply.json().catch(() => ({ detail: reply.statusText }));
-    said.textContent = problem.detail;
+  try {
+    const reply = await fetch(url, { signal: mine.signal });
+    if (!reply.ok) {
+      const problem = await reply.json().catch(() => ({ detail: reply.statusText }));
+      said.textContent = problem.detail;
+      return;
+    }
+    const mean = reply.headers.get("X-Apprentice-Return-Mean");
+    await reply.blob();
+    if (mine.signal.aborted) return;
+    said.textContent = mean === null ? "" : "return " + mean;
+    video.src = url; // From the server's cache, with seeking.
+  } catch (error) {
+    if (!mine.signal.aborted) said.textContent = "the server does not answer: is it still running?";
     return;
   }
-  const mean = reply.headers.get("X-Apprentice-Return-Mean");
-  await reply.blob();
-  said.textContent = mean === null ? "" : "return " + mean;
-  video.src = url; // From the server's cache, with seeking.
   await video.play().catch(() => undefined);
 }
 

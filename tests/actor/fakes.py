@@ -72,6 +72,7 @@ class FakeEnvironment:
         self._faults, self._on_step = faults, on_step
         self._episode, self._time = -1, 0
         self.num_rebuilds = 0
+        self.task_index = 0
         self.actions: list[np.ndarray] = []
 
     def reset(self) -> TimeStep:
@@ -203,9 +204,7 @@ class Stage:
         actor = Actor(
             self.environments,
             self.policy,
-            SegmentBuilder(
-                self.spec, self.segment_length, len(self.environments), Origin(0, 0, 77)
-            ),
+            SegmentBuilder(self.spec, self.segment_length, len(self.environments), Origin(0, 77)),
             Connections(self.writer, self.learner, self.learner),
             self.progress,
             self.profile,

@@ -26,7 +26,7 @@ def build(
     spec: EnvironmentSpec = STATE,
     segment_length: int = LENGTH,
 ) -> list[Segment]:
-    builder = SegmentBuilder(spec, segment_length, len(environments), Origin(0, 3, 2**64 - 5), 2)
+    builder = SegmentBuilder(spec, segment_length, len(environments), Origin(3, 2**64 - 5), 2)
     segments: list[Segment] = []
     for number, step in enumerate(islice(rollout(environments, CountingPolicy()), num_steps)):
         segments += builder.add(step, policy_version=number)
@@ -107,7 +107,7 @@ def test_episodes_are_counted_over_all_environments() -> None:
 
 def test_what_is_pending_can_be_cut_off() -> None:
     environments = [FakeEnvironment(0, episode_steps=10), FakeEnvironment(1, episode_steps=2)]
-    builder = SegmentBuilder(STATE, LENGTH, 2, Origin(0, 0, 1))
+    builder = SegmentBuilder(STATE, LENGTH, 2, Origin(0, 1))
     for step in islice(rollout(environments, CountingPolicy()), 6):
         builder.add(step, 1)
     assert shape_of(builder.cut()) == [(0, 4, 2, Ending.GOES_ON)]
@@ -115,7 +115,7 @@ def test_what_is_pending_can_be_cut_off() -> None:
 
 
 def test_segments_own_their_arrays() -> None:
-    builder = SegmentBuilder(STATE, LENGTH, 1, Origin(0, 0, 1))
+    builder = SegmentBuilder(STATE, LENGTH, 1, Origin(0, 1))
     found: list[Segment] = []
     for step in islice(rollout([FakeEnvironment()], CountingPolicy()), 8):
         for segment in builder.add(step, 1):
@@ -199,7 +199,7 @@ def test_segments_rebuild_every_episode_exactly(
             for n, steps in enumerate(lengths)
         ]
 
-    builder = SegmentBuilder(spec, segment_length, len(lengths), Origin(0, 0, 1))
+    builder = SegmentBuilder(spec, segment_length, len(lengths), Origin(0, 1))
     segments: list[Segment] = []
     for step in islice(rollout(make(), CountingPolicy()), num_steps):
         segments += builder.add(step, 1)
@@ -214,7 +214,7 @@ def test_replay_takes_them_as_they_are(spec: EnvironmentSpec) -> None:
     )
     settings = ReplaySettings(segment_length=LENGTH)
     segment_format = SegmentFormat([spec], settings.segment_length)
-    builder = SegmentBuilder(spec, LENGTH, 1, Origin(0, 0, 2**64 - 1))
+    builder = SegmentBuilder(spec, LENGTH, 1, Origin(0, 2**64 - 1))
     count = 0
     for step in islice(rollout([environment], CountingPolicy()), 20):
         for segment in builder.add(step, 1):

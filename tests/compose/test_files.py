@@ -39,6 +39,32 @@ def test_every_service_is_locked_down(compose: dict[str, Any], service: str) -> 
     assert not any("docker.sock" in volume for volume in settings.get("volumes", ()))
 
 
+@pytest.mark.parametrize("service", ["prometheus", "grafana"])
+def test_the_monitoring_services_are_held_too(compose: dict[str, Any], service: str) -> None:
+    settings = compose["services"][service]
+    assert settings["profiles"] == ["monitoring"]
+    assert settings["read_only"] is True
+    assert settings["cap_drop"] == ["ALL"]
+    assert settings["security_opt"] == ["no-new-privileges:true"]
+    assert settings["init"] is True
+    assert settings["healthcheck"]["test"]
+    assert settings["pids_limit"] and settings["mem_limit"]
+    assert settings["logging"]["options"]["max-size"] == "10m"
+
+
+def test_whoever_asks_or_must_ask_for_the_token_can_read_it(compose: dict[str, Any]) -> None:
+    for name in ("actor", "replay", "evalserver", "prometheus"):
+        assert "secrets:/secrets:ro" in compose["services"][name]["volumes"]
+    for name in ("actor", "replay", "learner"):
+        command = compose["services"][name]["command"]
+        assert "--token-file=/secrets/token" in command
+        assert "--metrics=0.0.0.0:9100" in command
+    jobs = load("deploy/monitoring/prometheus.yml")["scrape_configs"]
+    asked = {job["job_name"]: job.get("authorization", {}).get("credentials_file") for job in jobs}
+    metrics = "/secrets/metrics-token"
+    assert asked == {"learner": metrics, "replay": metrics, "actor": metrics, "evalserver": None}
+
+
 def test_only_loopback_is_published_and_only_what_people_look_at(compose: dict[str, Any]) -> None:
     published = {
         name: settings["ports"]

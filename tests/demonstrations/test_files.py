@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import pytest
 
 from apprentice.demonstrations.choosing import (
     bundled_names,
-    digest_of,
     find_demonstrations,
     split_demonstrations,
 )
+from apprentice.demonstrations.digest import digest_of
 from apprentice.demonstrations.exchange import export_minari, export_npz, import_npz
 from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
 from apprentice.demonstrations.reading import read_demonstrations
@@ -151,6 +152,12 @@ def bomb(file: h5py.File) -> None:
     file.create_dataset("episode_1/actions", (2**40, 2), "f4", chunks=(1024, 2), compression="gzip")
 
 
+def unwritten(file: h5py.File) -> None:
+    """A contiguous array that was declared and never written takes no space in the file."""
+    del file["episode_1/actions"]
+    file.create_dataset("episode_1/actions", (2**29, 2), "f4")
+
+
 def elsewhere(file: h5py.File) -> None:
     del file["episode_1/actions"]
     file["episode_1/actions"] = h5py.ExternalLink("/etc/passwd", "/x")
@@ -186,6 +193,9 @@ def metadata(text: str) -> Callable[[h5py.File], None]:
         (lambda f: f.__delitem__("episode_3"), "total_episodes: expected 4 episodes, found 3"),
         (lambda f: f.create_group("episode_x"), "expected episode_ and a number"),
         (bomb, "expected at most .* bytes in all"),
+        (unwritten, "expected at most .* bytes in all"),
+        (lambda f: f.attrs.__setitem__("total_episodes", "many"), "expected a whole HDF5 file"),
+        (metadata('{"subsampling": 4}'), "subsampling: expected 1, found 4"),
         (elsewhere, "episode_1/actions: expected an array or a group in this file, found a link"),
         (soft, "found a link elsewhere"),
         (metadata("{"), "apprentice: "),
@@ -238,6 +248,36 @@ def test_a_foreign_file_is_read_and_its_saturated_actions_are_counted(tmp_path: 
     assert episode.observation["state"].dtype == np.float32
     assert float(np.abs(episode.pre_tanh_action).max()) == pytest.approx(7.2543, abs=1e-3)
     assert episode.physics_state.shape == (3, 0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-180.0, 180.0), (-0.5, 0.5), (0.0, 10.0)])
+def test_foreign_actions_are_scaled_where_asked_and_never_otherwise(
+    tmp_path: Path, low: float, high: float
+) -> None:
+    path = tmp_path / "minari.hdf5"
+    scaled = np.array([[0.5, 1.0], [-1.0, 0.25]])
+    with h5py.File(path, "w") as file:
+        group = file.create_group("episode_0")
+        group["observations"] = np.arange(9, dtype=np.float64).reshape(3, 3)
+        group["actions"] = 0.5 * (high + low) + 0.5 * (high - low) * scaled
+        group["rewards"] = np.ones(2)
+        group["terminations"] = np.array([False, False])
+        group["truncations"] = np.array([False, True])
+    found = read_demonstrations(path, SPEC, action_bounds=(low, high)).trajectories[0]
+    np.testing.assert_allclose(found.action, scaled, atol=1e-6)
+    if max(abs(low), abs(high)) > 1.0:
+        with pytest.raises(DemonstrationError, match=r"--rescale-actions LOW HIGH"):
+            read_demonstrations(path, SPEC)
+    ours = tmp_path / "ours.hdf5"
+    write_demonstrations(ours, demonstrations())
+    with pytest.raises(DemonstrationError, match="expected a foreign file's to scale"):
+        read_demonstrations(ours, action_bounds=(low, high))
+
+
+def test_the_share_of_cut_actions_is_not_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "imported.hdf5"
+    write_demonstrations(path, replace(demonstrations(), clipped_share=0.25))
+    assert read_demonstrations(path).clipped_share == 0.25
 
 
 def test_train_and_held_out_episodes_are_disjoint_and_seeded() -> None:
@@ -301,7 +341,7 @@ def test_every_bundled_file_can_be_used_and_is_small() -> None:
         found = read_demonstrations(path)
         assert found.metadata.spec is not None
         assert found.metadata.spec.task_id == name
-        assert len(found.trajectories) >= 4
+        assert len(found.trajectories) >= (16 if name == "reacher-easy" else 4)
         assert found.metadata.expert is not None
         assert found.metadata.random_return is not None
         size = path.stat().st_size

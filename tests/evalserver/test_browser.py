@@ -202,3 +202,53 @@ def test_where_a_token_is_asked_for_the_browser_signs_in_and_plays(
     wait_until_it_plays(browser, "/episodes?run=")
     assert complaints(browser) == []
     assert_nothing_came_from_elsewhere(browser, server)
+
+
+def test_the_last_click_wins_and_a_server_that_is_gone_is_told(
+    browser: Chrome, serve: Callable[..., Server]
+) -> None:
+    server = serve()
+    browser.get(f"http://127.0.0.1:{server.port}/")
+    browser.execute_script("""
+        const form = document.getElementById("player");
+        for (const seed of ["11", "12", "13"]) {
+            form.elements.seed.value = seed;
+            form.requestSubmit();
+        }
+    """)
+    wait_until_it_plays(browser, "seed=13")
+    assert "seed=13" in video_of(browser)["source"]
+    server.end()
+    browser.find_element(By.CSS_SELECTOR, "#player button").click()
+    wait_for(lambda: "does not answer" in video_of(browser)["said"])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_cut_off_and_everything_can_be_read(
+    browser: Chrome, serve: Callable[..., Server], width: int, scheme: str
+) -> None:
+    server = serve()
+    metrics = {"width": width, "height": 1700, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", features)
+    browser.get(f"http://127.0.0.1:{server.port}/")
+    sizes = browser.execute_script(
+        "return [document.documentElement.scrollWidth, window.innerWidth]"
+    )
+    assert sizes[0] <= sizes[1] == width
+    colours = browser.execute_script("""
+        const style = getComputedStyle(document.body);
+        return [style.color, style.backgroundColor].map(c => c.match(/\\d+/g).slice(0, 3).map(Number));
+    """)
+    text, ground = (relative_luminance(colour) for colour in colours)
+    assert (text > ground) == (scheme == "dark")
+    assert (max(text, ground) + 0.05) / (min(text, ground) + 0.05) >= 7.0  # WCAG 2.2, AAA
+
+
+def relative_luminance(colour: list[int]) -> float:
+    """Return WCAG's luminance of an sRGB colour."""
+    channels = [c / 255 for c in colour]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -89,6 +89,53 @@ def test_returns_come_as_json_and_repeat_with_the_seed(
     assert again.json["episodes"] == answer["episodes"]
 
 
+def test_sampled_actions_are_not_the_likeliest(server: Server, run: str) -> None:
+    query = {"format": "json", "seed": 5, "max_steps": 60, "checkpoint": run}
+    returns = {
+        deterministic: server.get("/evaluate", deterministic=deterministic, **query).json
+        for deterministic in (True, False)
+    }
+    assert returns[True]["deterministic"] is True
+    assert returns[False]["deterministic"] is False
+    seconds = returns[True]["seconds"]
+    assert set(seconds) == {"loading", "evaluation", "rendering_and_encoding"}
+    assert 0.0 < seconds["evaluation"] < 60.0
+    one, other = (
+        server.get(
+            "/evaluate",
+            deterministic=deterministic,
+            **{**query, "format": "png"},
+            width=64,
+            height=64,
+        )
+        for deterministic in (True, False)
+    )
+    if one.status == 200:  # where anything draws
+        assert one.body != other.body
+
+
+@needs_graphics
+def test_every_camera_shows_another_picture(server: Server, run: str) -> None:
+    """reacher has one camera of its own, `fixed`; -1 is the free one."""
+    pictures = [
+        server.get(
+            "/evaluate",
+            checkpoint=run,
+            format="png",
+            camera=camera,
+            max_steps=10,
+            width=64,
+            height=64,
+        ).body
+        for camera in ("0", "fixed", "-1")
+    ]
+    frames = [
+        np.asarray(Image.open(io.BytesIO(body)).convert("RGB")).astype(int) for body in pictures
+    ]
+    np.testing.assert_array_equal(frames[0], frames[1])
+    assert np.abs(frames[0] - frames[2]).mean() > 3.0
+
+
 @needs_graphics
 @pytest.mark.parametrize("kind", ["gif", "webp", "png"])
 def test_a_rollout_comes_in_every_format(server: Server, run: str, kind: str) -> None:

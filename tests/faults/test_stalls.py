@@ -7,17 +7,21 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from apprentice import exit_codes
+from apprentice.experiments import save_experiment
 from cli.launch import judge
 from cli.processes import Service
 from cli.supervisor import RestartPolicy, ServiceState, Supervisor
 from learner.service import LearnerService
 from replay.reader import FeedReader
 from tests.actor.test_process import EXPERIMENT, SPEC
+from tests.evalserver.serving import free_port
 from tests.replay.serving import ROOT, ServerProcess
 
 STALL_SECONDS = 10.0
@@ -132,3 +136,84 @@ def test_code_that_never_gives_pythons_lock_back_ends_the_process_too() -> None:
     assert "Timeout" in done.stderr
     assert "in hang" in done.stderr
     assert time.monotonic() - started < 50.0
+
+
+HUNG_EVENT_LOOP = """
+import sys, time
+import evalserver.__main__ as server
+import evalserver.app as app
+
+server.STALL_SECONDS, server.BEAT_SECONDS = 3.0, 1
+create_app = app.create_app
+
+def create(*arguments, **more):
+    made = create_app(*arguments, **more)
+    async def hang():
+        time.sleep(3600)
+    made.add_api_route("/hang", hang)
+    return made
+
+app.create_app = create
+sys.exit(server.main())
+"""
+HUNG_REVERB = """
+import sys, time
+import replay.server as server
+from replay.connection import Connection
+
+server.STALL_SECONDS, server._STATUS_SECONDS = 3.0, 0.2
+began, sizes = time.monotonic(), Connection.sizes
+
+def sizes_until_it_hangs(connection):
+    if time.monotonic() - began > 15.0:
+        raise server.ReplayUnavailable("Reverb does not answer")
+    return sizes(connection)
+
+Connection.sizes = sizes_until_it_hangs
+from replay.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_an_evaluation_server_whose_event_loop_hangs_ends_itself(tmp_path: Path) -> None:
+    port = free_port()
+    flags = ["--runs", str(tmp_path), "--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HUNG_EVENT_LOOP, *flags],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60.0
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=2.0).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        with pytest.raises(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/hang", timeout=60.0)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == exit_codes.STALLED
+    assert "made no progress for too long" in said
+
+
+def test_a_replay_server_whose_reverb_hangs_ends_itself(tmp_path: Path) -> None:
+    experiment = tmp_path / "experiment.yaml"
+    save_experiment(EXPERIMENT, experiment)
+    flags = ["--experiment", str(experiment), "--port", str(free_port())]
+    flags += ["--checkpoints", str(tmp_path / "checkpoints")]
+    process = subprocess.run(
+        [sys.executable, "-c", HUNG_REVERB, *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert process.returncode == exit_codes.STALLED, process.stderr
+    assert "made no progress for too long" in process.stderr

@@ -104,11 +104,41 @@ def temperature_keeps_entropy() -> None:
     assert temperatures[0] < 0.1 < temperatures[1]
 
 
+def rewards_stay_small() -> None:
+    sizes = []
+    for penalty in (0.0, 3.0):
+        settings = {**FAST, "reward_penalty": penalty, "penalty": "none"}
+        one = learning("dac", shift=3.0, discriminator=settings)
+        drive(one, 0, 8)
+        sizes.append(abs(one.metrics()["discriminator/reward_expert_mean"]))
+    assert sizes[1] < 0.8 * sizes[0]
+
+
+def multiplier_follows_the_bound() -> None:
+    multipliers = []
+    for bound in (1e-9, 100.0):
+        settings = {
+            "trust_region": "constraint",
+            "trust_region_bound": bound,
+            "policy_learning_rate": 1e-2,
+            "temperature_learning_rate": 1e-1,
+        }
+        one = learning("dac", sac=settings)
+        drive(one, 0, 8)
+        state = one.sac.state.trust_multiplier
+        assert state is not None
+        multipliers.append(float(state.parameters))
+    assert multipliers[1] < -0.1  # there is room: the weight falls
+    assert multipliers[0] > multipliers[1] + 0.1
+
+
 CASES: dict[str, tuple[Any, str, Callable[[], None]]] = {
     "cross-entropy": (learner.discriminator_update, "cross_entropy", tells_the_expert),
     "mixed cross-entropy": (learner.discriminator_update, "mixed_cross_entropy", mixes),
     "gradient penalty": (learner.discriminator_update, "gradient_penalty", slope_is_held),
     "entropy bonus": (learner.discriminator_update, "decision_entropy", entropy_is_kept),
+    "reward size": (learner.discriminator_update, "reward_size", rewards_stay_small),
+    "trust region": (learner.sac_update, "trust_gradient", multiplier_follows_the_bound),
     "likelihood": (learner.cloning, "log_probability", actions_are_cloned),
     "action error": (learner.cloning, "action_error", actions_are_cloned_by_error),
     "critic loss": (learner.sac_update, "critic_loss", critics_follow_their_target),

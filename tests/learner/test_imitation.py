@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from apprentice.config import Experiment
-from apprentice.types import Ending, Segment, Transition
+from apprentice.types import ArraySpec, Ending, Segment, Transition
 from learner.demonstrated import Demonstrated
-from learner.diagnostics import CollapseAlarm
+from learner.diagnostics import (
+    CollapseAlarm,
+    correlation_of,
+    diagnose,
+    largest_reward,
+    log_integral_of_exp_reward,
+)
 from learner.learning import Learning
 from tests.learner.test_learning import CPU, SPEC, assert_same_state, make_segment
 
@@ -314,7 +322,192 @@ def test_a_discriminator_that_is_never_wrong_is_told_of_and_its_reward_stays_bou
 
 
 def test_an_alarm_rings_at_chance_too_and_ends() -> None:
-    alarm = CollapseAlarm()
-    chance = {"accuracy_expert": 0.5, "accuracy_policy": 0.5, "entropy": math.log(2.0)}
-    healthy = {"accuracy_expert": 0.9, "accuracy_policy": 0.8, "entropy": 0.4}
-    assert [alarm.look(values) for values in (healthy, chance, healthy)] == [0.0, 1.0, 0.0]
+    alarm = CollapseAlarm(10.0)
+    healthy = {
+        "accuracy_expert": 0.9,
+        "accuracy_policy": 0.8,
+        "entropy": 0.4,
+        "reward_policy_mean": -3.0,
+    }
+    chance = {**healthy, "accuracy_expert": 0.5, "entropy": math.log(2.0)}
+    huge = {**healthy, "reward_policy_mean": -9.95}
+    found = [alarm.look(values) for values in (healthy, chance, healthy, huge, healthy)]
+    assert found == [0.0, 1.0, 0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "largest"),
+    [
+        ({}, 10.0),
+        ({"bound": 2.0}, 2.0),
+        ({"form": "fairl"}, 10.0),
+        ({"form": "fairl", "bound": None}, 1000.0),
+        ({"logit_bound": None}, 1000.0),
+    ],
+)
+def test_what_a_reward_is_cut_at(reward: dict[str, Any], largest: float) -> None:
+    assert largest_reward(experiment("dac", reward=reward).imitation.reward) == largest
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dropout": 0.5},
+        {"spectral_norm": True, "penalty": "none"},
+        {"weight_decay": 10.0},
+        {"input_noise": 0.5, "input_noise_updates": 20},
+        {"mixup": True},
+        {"preset": "tanh_2x100"},
+        {"inputs": "state", "activation": "relu"},
+        {"inputs": "state_next_state", "num_hidden_layers": 1},
+    ],
+)
+def test_each_regulariser_and_shape_learns_to_tell_the_expert(settings: dict[str, Any]) -> None:
+    one = learning("dac", shift=3.0, discriminator={"learning_rate": 1e-2, **settings})
+    drive(one, 0, 8)
+    found = one.metrics()
+    assert found["discriminator/logit_expert_mean"] > found["discriminator/logit_policy_mean"] + 0.2
+    assert found["discriminator/rejected_updates"] == 0.0
+
+
+def test_a_preset_leaves_what_was_set() -> None:
+    settings = {"preset": "tanh_2x100", "num_hidden_layers": 3}
+    found = experiment("dac", discriminator=settings).imitation.discriminator
+    assert (found.hidden_size, found.num_hidden_layers, found.activation) == (100, 3, "tanh")
+
+
+def test_weights_decay_by_rate_and_coefficient() -> None:
+    """With next to no gradient, parameters shrink by 1 - rate * decay an update."""
+    settings = {"learning_rate": 1e-6, "weight_decay": 1e4, "penalty": "none"}
+    one = learning("dac", discriminator=settings)
+    before = one.state_tensors()["networks"]["imitation.discriminator"].norm()
+    drive(one, 0, 5)
+    after = one.state_tensors()["networks"]["imitation.discriminator"].norm()
+    assert float(after / before) == pytest.approx(0.99**one.counters.updates, rel=0.02)
+
+
+def test_input_noise_fades_as_scheduled() -> None:
+    one = learning("dac", discriminator={"input_noise": 2.0, "input_noise_updates": 10})
+    drive(one, 0, 3)
+    judge = one.imitation._judge  # type: ignore[union-attr]
+    assert judge is not None
+    rows = judge.rows(Rows().all)
+    sizes = []
+    for num in (0.0, 5.0, 10.0, 50.0):
+        judge._state.adam.num_steps.fill_(num)
+        noise = judge._draw_noise(rows, torch.Generator().manual_seed(0)).inputs
+        assert noise is not None
+        sizes.append(float(noise.std()))
+    assert sizes == pytest.approx([2.0, 1.0, 0.0, 0.0], rel=0.1)
+
+
+def test_the_normaliser_is_fitted_on_demonstrations_and_stays() -> None:
+    rows = Rows(shift=7.0)
+    demonstrated = Demonstrated(rows, None, rows.all.observation["state"])
+    settings = experiment("dac", network={"normalise_observations": True})
+    one = Learning(settings, [SPEC], CPU, demonstrated=demonstrated)
+    expected = rows.all.observation["state"].mean(0)
+    torch.testing.assert_close(one.sac.normaliser[0], expected)
+    drive(one, 0, 6)
+    torch.testing.assert_close(one.sac.normaliser[0], expected)
+    assert float(expected.mean()) > 6.0  # and not the warm-up's
+
+
+def test_pixels_are_judged_by_the_critics_features() -> None:
+    frames = {"pixels": ArraySpec((2, 24, 24, 3), "uint8"), "state": ArraySpec((5,), "float32")}
+    spec = replace(SPEC, observation=frames)
+    keys = ["pixels", "state"]
+    settings = experiment(
+        "dac",
+        reads={"policy": keys, "critic": keys, "discriminator": keys},
+        network={"encoder_channels": 4, "encoder_features": 8},
+        sac={"batch_size": 8},
+    )
+
+    class Pictures(Rows):
+        def transitions(self, index: torch.Tensor) -> Transition:
+            batch = super().transitions(index)
+            pixels = torch.randint(0, 255, (len(index), 2, 24, 24, 3), dtype=torch.uint8)
+            return batch._replace(
+                observation={**batch.observation, "pixels": pixels},
+                next_observation={**batch.next_observation, "pixels": pixels},
+            )
+
+    one = Learning(settings, [spec], CPU, demonstrated=Demonstrated(Pictures(), None, None))
+    torch.manual_seed(0)
+    for number in range(3):
+        segment = make_segment(number)
+        pixels = np.random.default_rng(number).integers(0, 255, (10, 24, 24, 3), np.uint8)
+        one.receive(segment._replace(observation={**segment.observation, "pixels": pixels}))
+    before = one.state_tensors()
+    one.update()
+    after = one.state_tensors()
+    name = "imitation.discriminator"
+    assert not torch.equal(before["networks"][name], after["networks"][name])
+    found = one.metrics()
+    assert found["discriminator/rejected_updates"] == found["learner/rejected_updates"] == 0.0
+    assert math.isfinite(found["discriminator/reward_policy_mean"])
+
+
+def test_a_discriminator_of_states_needs_their_normalisation() -> None:
+    reads = {"policy": ["pixels"], "critic": ["pixels"], "discriminator": ["state"]}
+    with pytest.raises(ValidationError, match="reads.discriminator: expected 'state' only where"):
+        experiment("dac", reads=reads)
+
+
+def test_absorbing_states_may_be_off_only_where_the_bias_is_wanted() -> None:
+    tree = {"name": "t", "task": "hopper-hop_until_fall"}
+    off = {"method": "dac", "absorbing_states": False}
+    with pytest.raises(ValidationError, match="absorbing_states: expected true"):
+        Experiment.model_validate({**tree, "imitation": off})
+    allowed = {**off, "allow_termination_bias": True}
+    assert not Experiment.model_validate({**tree, "imitation": allowed}).imitation.absorbing_states
+
+
+def test_diagnostics_are_what_their_names_say() -> None:
+    line = torch.arange(8.0)
+    assert correlation_of(line, 3.0 * line + 1.0) == pytest.approx(1.0)
+    assert correlation_of(line, -line) == pytest.approx(-1.0)
+    assert math.isnan(correlation_of(line, torch.ones(8)))
+    logits = [torch.tensor([2.0, -1.0]), torch.tensor([0.0, 4.0])]
+    found = diagnose(logits, torch.tensor([1.0]), logits, logits)
+    assert (found["accuracy_expert"], found["accuracy_policy"]) == (0.5, 0.5)
+    assert found["accuracy_held_out"] == 1.0
+    assert found["logit_expert_mean"] == 0.5
+    assert found["logit_policy_max"] == 4.0
+    expected = [
+        -sum(p * math.log(p) for p in (1 / (1 + math.exp(-h)), 1 / (1 + math.exp(h))))
+        for h in (2.0, -1.0, 0.0, 4.0)
+    ]
+    assert found["entropy"] == pytest.approx(sum(expected) / 4, rel=1e-5)
+
+
+def test_the_integral_of_exp_zero_is_the_volume_of_actions() -> None:
+    """Over [-1, 1]^2 it is 4, whatever policy the actions are drawn from."""
+    one = learning("dac")
+    batch = Rows().transitions(torch.arange(120))
+    values = [
+        log_integral_of_exp_reward(
+            lambda rows: torch.zeros(len(rows.discount)),
+            one.sac,
+            batch,
+            torch.Generator().manual_seed(seed),
+        )
+        for seed in range(10)
+    ]
+    assert float(np.mean(values)) == pytest.approx(2 * math.log(2.0), abs=0.3)
+
+
+def test_a_share_of_the_policys_rows_is_recent() -> None:
+    settings = {"replay_window": 8, "replay_window_share": 0.25}
+    one = learning("dac", discriminator=settings)
+    for number in range(40):
+        one.receive(make_segment(number))
+    newest = {tuple(row) for row in make_segment(39).action.tolist()}
+    assert one.imitation is not None
+    counts = []
+    for _ in range(20):
+        batch = one.imitation._policy_batch(one.experience, 64)
+        counts.append(sum(tuple(row) in newest for row in batch.action.tolist()))
+    assert min(counts) >= 16
+    assert sum(counts) / 20 < 20  # and of the others one in forty

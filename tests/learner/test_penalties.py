@@ -16,6 +16,7 @@ from learner.discriminator_update import (
     _penalised_gradient,
     _WithGradient,
     make_discriminator_update,
+    reward_size,
 )
 from learner.flat import FlatLayout, adam_state
 from learner.penalties import gradient_penalty, penalised_rows
@@ -97,6 +98,35 @@ def test_penalised_gradients_are_finite_differences(target: Any, form: RewardFor
         away[entry] = step
         slope = (value(points.inputs + away) - value(points.inputs - away)) / (2 * step)
         torch.testing.assert_close(gradient[:, entry], slope, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("target", ["reward", "exp_reward"])
+def test_airls_penalised_reward_is_f_without_log_pi(target: Any) -> None:
+    torch.manual_seed(0)
+    discriminator = Discriminator(
+        2, 1, DiscriminatorSettings(hidden_size=8), airl=True, gamma=0.9
+    ).double()
+    parameters = dict(discriminator.named_parameters())
+    points = rows(3)
+    gradients = [
+        _penalised_gradient(
+            _WithGradient(discriminator),
+            parameters,
+            points._replace(log_probability=torch.full((NUM,), log_pi, dtype=torch.float64)),
+            None,
+            target,
+            "logit",
+        )
+        for log_pi in (0.0, -4.0)
+    ]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("score", [0.5, 30.0])
+def test_the_size_penalty_pulls_however_large_a_reward_is(score: float) -> None:
+    scores = torch.tensor([score, -score], requires_grad=True)
+    reward_size(scores, "logit").backward()
+    torch.testing.assert_close(scores.grad, torch.tensor([score, -score]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

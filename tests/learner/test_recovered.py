@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,9 +14,11 @@ import torch
 from apprentice.checkpoint import write_checkpoint
 from apprentice.config import Experiment
 from apprentice.environments import environment_spec
-from apprentice.types import EnvironmentSpec, Transition
+from apprentice.networks.encoder import ABSORBING
+from apprentice.types import ArraySpec, EnvironmentSpec, Transition
 from cli.main import main
 from learner.demonstrated import Demonstrated
+from learner.expert_advantage import ExpertAdvantage
 from learner.learning import Learning
 from learner.recovered import RecoveredReward
 from learner.resuming import checkpoint_state
@@ -149,3 +152,41 @@ def test_the_command_draws_a_picture_and_refuses_other_axes(tmp_path: Path, caps
     outside = ["heatmap", "--checkpoint", str(path), "--x", "position:7:-1:1", "--out", str(out)]
     assert main(outside) == 78
     assert "expected from 0 to 0, found 7" in capsys.readouterr().err
+
+
+def test_the_experts_advantage_is_its_own_critics_and_the_same_each_time(tmp_path: Path) -> None:
+    path, expert = checkpoint(tmp_path, "none")
+    advantage = ExpertAdvantage(str(path), spec(), CPU)
+    batch = transitions(64)
+    found = advantage(batch)
+    assert torch.equal(found, advantage(batch))
+    sac = expert.sac
+    policy = sac.sample_action(batch.observation, torch.Generator().manual_seed(1))
+    drawn = advantage(batch._replace(action=policy[0], pre_tanh_action=policy[1]))
+    # Of the policy's own actions, E over a of A(s, a) is alpha E log pi.
+    expected = float(sac.temperature * policy[2].mean())
+    assert float(drawn.mean()) == pytest.approx(expected, abs=0.1)
+    values = sac.values(batch.observation, batch.action).amin(0)
+    others = sac.values(batch.observation, -batch.action).amin(0)
+    flipped = advantage(batch._replace(action=-batch.action))
+    torch.testing.assert_close(found - flipped, values - others)
+
+
+def test_nothing_is_to_be_gained_in_an_absorbing_state(tmp_path: Path) -> None:
+    path, _ = checkpoint(tmp_path, "none")
+    advantage = ExpertAdvantage(str(path), spec(), CPU)
+    batch = transitions(4)
+    absorbing = torch.tensor([[0.0], [1.0], [0.0], [1.0]])
+    found = advantage(batch._replace(observation={**batch.observation, ABSORBING: absorbing}))
+    torch.testing.assert_close(found, advantage(batch) * (1.0 - absorbing[:, 0]))
+
+
+def test_an_expert_of_something_else_is_refused(tmp_path: Path) -> None:
+    path, _ = checkpoint(tmp_path, "none")
+    for change, message in (
+        ({"task": "cartpole-swingup"}, "expected an expert of cartpole-swingup"),
+        ({"action_repeat": 3}, "with action repeat 3"),
+        ({"observation": {"state": ArraySpec((4,), "float32")}}, "reads what the run reads"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ExpertAdvantage(str(path), replace(spec(), **change), CPU)  # type: ignore[arg-type]

@@ -114,7 +114,7 @@ class FakeEvaluator:
         assert newest_checkpoint(checkpoint.parent) is not None
         self.seeds.append(first_seed)
         value = self._left.pop(0) if self._left else 0.0
-        self._result = EvaluationResult(steps, checkpoint.name, (value,) * episodes, 0.1, None)
+        self._result = EvaluationResult(steps, checkpoint.name, (value,) * episodes, 0.1, None, {})
 
     def poll(self) -> EvaluationResult | None:
         result, self._result = self._result, None

@@ -19,7 +19,7 @@ from apprentice.ports import is_free
 from apprentice.runs import RunFolder, RunStatus
 from replay.errors import FolderHeld, NotEnoughMemory, PortHeld
 from replay.locks import free_port, hold_folder, hold_port
-from replay.server import ReplayServer
+from replay.server import ReplayServer, _check_memory, memory_limit_bytes
 from tests.replay.cases import SETTINGS, STATE, wait_until
 from tests.replay.conftest import MakeServer
 from tests.replay.serving import ROOT
@@ -53,6 +53,19 @@ def test_a_folder_has_one_server(tmp_path: Path) -> None:
     with pytest.raises(FolderHeld, match=f"is used by pid {os.getpid()} on"):
         hold_folder(tmp_path)
     lock.release()
+
+
+def test_a_containers_limit_is_heeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    assert memory_limit_bytes(limit) is None
+    for text, expected in (("max\n", None), ("4294967296\n", 4 << 30)):
+        limit.write_text(text)
+        assert memory_limit_bytes(limit) == expected
+    monkeypatch.setattr("replay.server.memory_limit_bytes", lambda: 1_300_000_000)
+    _check_memory([STATE], SETTINGS)
+    large = SETTINGS.model_copy(update={"capacity": 1_000_000})
+    with pytest.raises(NotEnoughMemory, match="this container is allowed 1.30: .*REPLAY_MEMORY"):
+        _check_memory([STATE], large)
 
 
 def test_tables_too_large_for_memory_are_refused_before_anything_is_touched(tmp_path: Path) -> None:

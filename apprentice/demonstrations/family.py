@@ -1,0 +1,210 @@
+"""Demonstrations of a whole family: one ordinary file a task, and an index that says which episode is for what.
+
+Every task of a division (meta-train, validation, test) has episodes of two roles: a learner is shown `context`
+to find out which task it is in, and imitates `query`. Each episode is in exactly one of the six sets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from apprentice.config_family import SPLITS, FamilySettings, SplitName
+from apprentice.demonstrations.digest import digest_of
+from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
+from apprentice.demonstrations.reading import read_demonstrations
+from apprentice.demonstrations.writing import write_demonstrations
+from apprentice.setting_problems import describe_problems
+from apprentice.types import Trajectory
+
+INDEX: Final = "family.json"
+Role = Literal["context", "query"]
+ROLES: Final[tuple[Role, ...]] = ("context", "query")
+_LARGEST_INDEX_BYTES: Final = 4 << 20
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TaskEntry(_Model):
+    """One task of the family."""
+
+    task_id: str = Field(pattern=r"^[A-Za-z0-9_]+-[A-Za-z0-9._-]+$", max_length=200)
+    """Names the file too."""
+    split: SplitName
+    """Division that the task is in."""
+    parameters: dict[str, float]
+    """What tells it apart."""
+    sha256: str
+    """Of the file."""
+    context: tuple[int, ...]
+    """Numbers of the episodes that may be shown."""
+    query: tuple[int, ...]
+    """Numbers of the episodes that may be imitated."""
+
+    @model_validator(mode="after")
+    def _each_in_one_set(self) -> TaskEntry:
+        both = set(self.context) & set(self.query)
+        if (
+            both
+            or len(set(self.context)) < len(self.context)
+            or len(set(self.query)) < len(self.query)
+        ):
+            raise ValueError(
+                f"{self.task_id}: expected each episode in one of context and query, once; found {sorted(both)} in both"
+                if both
+                else f"{self.task_id}: expected each episode once, found one twice"
+            )
+        return self
+
+
+class FamilyIndex(_Model):
+    """What a folder of a family's demonstrations holds."""
+
+    format_version: Literal[1] = 1
+    """Version of this layout."""
+    family: str
+    """The family's name."""
+    settings: FamilySettings
+    """How its tasks are divided."""
+    split_digest: str
+    """TaskSplit.digest of that division."""
+    tasks: tuple[TaskEntry, ...] = Field(min_length=1)
+    """All tasks, in the order of the divisions."""
+
+    @model_validator(mode="after")
+    def _tasks_once(self) -> FamilyIndex:
+        ids = [task.task_id for task in self.tasks]
+        if len(set(ids)) < len(ids):
+            raise ValueError("tasks: expected each task in one division, found one twice")
+        return self
+
+
+@dataclass(frozen=True)
+class FamilyDemonstrations:
+    """All six sets."""
+
+    index: FamilyIndex
+    sets: Mapping[str, DemonstrationSet]
+    """Episodes by task id, context and query together, in the order of their numbers in the file."""
+    digest: str
+    """SHA-256 of the index, which names the digest of each file."""
+
+    def tasks(self, split: SplitName) -> tuple[TaskEntry, ...]:
+        """Return the tasks of a division, in its order."""
+        return tuple(task for task in self.index.tasks if task.split == split)
+
+    def episodes(self, task_id: str, role: Role) -> tuple[Trajectory, ...]:
+        """Return a task's episodes of one role."""
+        for task in self.index.tasks:
+            if task.task_id == task_id:
+                numbers = task.context if role == "context" else task.query
+                return tuple(self.sets[task_id].trajectories[number] for number in numbers)
+        raise DemonstrationError(
+            f"expected a task of {self.index.family} with demonstrations, found {task_id!r}"
+        )
+
+
+def write_family(
+    folder: Path,
+    family: str,
+    settings: FamilySettings,
+    split_digest: str,
+    recorded: Mapping[SplitName, Mapping[str, tuple[DemonstrationSet, int]]],
+) -> FamilyIndex:
+    """Write a folder that appears whole or not at all.
+
+    `recorded` holds for each division and task id the episodes and how many of them, the first ones, are context.
+    Raises DemonstrationError and OSError.
+    """
+    if folder.exists():
+        raise DemonstrationError(f"{folder}: expected a path that is free, found something there")
+    stage = folder.with_name(f".{folder.name}.{os.getpid()}.stage")
+    stage.mkdir(parents=True)
+    entries = []
+    try:
+        for split in SPLITS:
+            for task_id, (demonstrations, num_context) in recorded.get(split, {}).items():
+                spec = demonstrations.metadata.spec
+                file = stage / f"{task_id}.hdf5"
+                write_demonstrations(file, demonstrations)
+                num = len(demonstrations.trajectories)
+                entries.append(
+                    TaskEntry(
+                        task_id=task_id,
+                        split=split,
+                        parameters={} if spec is None else dict(spec.task_parameters),
+                        sha256=digest_of(file),
+                        context=tuple(range(num_context)),
+                        query=tuple(range(num_context, num)),
+                    )
+                )
+        index = FamilyIndex(
+            family=family, settings=settings, split_digest=split_digest, tasks=tuple(entries)
+        )
+        (stage / INDEX).write_text(json.dumps(index.model_dump(mode="json"), indent=1) + "\n")
+        stage.rename(folder)
+    finally:
+        if stage.exists():
+            for file in stage.iterdir():
+                file.unlink()
+            stage.rmdir()
+    return index
+
+
+def read_family(folder: Path) -> FamilyDemonstrations:
+    """Return what a folder holds; refused whole where a file is missing, was changed, or is of another task.
+
+    Raises DemonstrationError.
+    """
+    path = folder / INDEX
+    try:
+        if path.stat().st_size > _LARGEST_INDEX_BYTES:
+            raise DemonstrationError(f"{path}: expected at most {_LARGEST_INDEX_BYTES} bytes")
+        index = FamilyIndex.model_validate_json(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DemonstrationError(
+            f"{path}: expected the index of a family's demonstrations, found: {error}; "
+            "`apprentice demos record` with a family's expert makes one"
+        ) from None
+    except ValidationError as error:
+        problems = "; ".join(describe_problems(FamilyIndex, error))
+        raise DemonstrationError(f"{path}: {problems}") from None
+    sets = {}
+    for task in index.tasks:
+        sets[task.task_id] = _read_task(folder, task)
+    return FamilyDemonstrations(index, sets, digest_of(path))
+
+
+def _read_task(folder: Path, task: TaskEntry) -> DemonstrationSet:
+    file = folder / f"{task.task_id}.hdf5"
+    if not file.is_file():
+        raise DemonstrationError(
+            f"{file}: expected the demonstrations of a task, found no such file"
+        )
+    found = digest_of(file)
+    if found != task.sha256:
+        raise DemonstrationError(f"{file}: sha256: expected {task.sha256}, found {found}")
+    demonstrations = read_demonstrations(file)
+    spec, num = demonstrations.metadata.spec, len(demonstrations.trajectories)
+    stated = None if spec is None else (spec.task_id, dict(spec.task_parameters))
+    if stated != (task.task_id, task.parameters):
+        raise DemonstrationError(
+            f"{file}: task: expected {task.task_id} with {task.parameters}, found {stated}"
+        )
+    beyond = sorted(n for n in task.context + task.query if not 0 <= n < num)
+    if beyond:
+        raise DemonstrationError(f"{file}: episodes: expected numbers below {num}, found {beyond}")
+    if not task.context or not task.query:
+        raise DemonstrationError(
+            f"{file}: expected one episode or more to show and to imitate, found {len(task.context)} and "
+            f"{len(task.query)}"
+        )
+    return demonstrations

@@ -1,0 +1,233 @@
+"""Learning many tasks at once: who is waited for, what a batch holds, and what the discriminator is shown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from apprentice.config import Experiment
+from apprentice.environments import experiment_specs
+from apprentice.types import Ending, EnvironmentSpec, Segment, Transition
+from learner.demonstrated import Demonstrated
+from learner.imitation import Imitation
+from learner.learning import Learning
+from replay.tasks import TaskRings
+
+CPU = torch.device("cpu")
+KEYS = ["state", "task_parameters"]
+LENGTH, TASKS = 10, 16
+
+
+def experiment(**changes: Any) -> Experiment:
+    tree = {
+        "name": "test",
+        "task": "reacher_goal",
+        "environment": {"family": {"gamma": 0.98}},
+        "reads": {"policy": KEYS, "critic": KEYS, "discriminator": KEYS},
+        "network": {"hidden_size": 16},
+        "learner": {"compile": "off"},
+    }
+    for section, own in (
+        ("sac", {"gamma": 0.98, "batch_size": 48}),
+        ("replay", {"segment_length": LENGTH, "warmup_steps": 20, "capacity": 1000}),
+    ):
+        tree[section] = {**own, **changes.pop(section, {})}  # type: ignore[dict-item]
+    return Experiment.model_validate({**tree, **changes})
+
+
+def specs() -> list[EnvironmentSpec]:
+    return experiment_specs("reacher_goal", KEYS, experiment().environment)
+
+
+def parameters(task: int) -> np.ndarray:
+    return np.full(2, task / TASKS, np.float32)
+
+
+def segment(task: int, number: int, ending: Ending = Ending.TIME_LIMIT) -> Segment:
+    """State and parameters say the task."""
+    random = np.random.default_rng(100 * task + number)
+    pre_tanh = random.normal(size=(LENGTH, 2)).astype(np.float32)
+    state = random.normal(size=(LENGTH + 1, 8)).astype(np.float32)
+    state[:, 0] = task
+    return Segment(
+        {"state": state, "task_parameters": np.tile(parameters(task), (LENGTH + 1, 1))},
+        np.tanh(pre_tanh),
+        pre_tanh,
+        random.normal(size=LENGTH).astype(np.float32),
+        np.ones(LENGTH, np.float32),
+        LENGTH,
+        ending,
+        task=task,
+        actor=0,
+        incarnation=9,
+        episode=100 * task + number,
+        first_step=0,
+        policy_version=1,
+        context=np.zeros(0, np.int64),
+    )
+
+
+class Rows:
+    """Demonstrations: 5 rows of each task, in the order of the tasks."""
+
+    num_rows, num_terminated, subsampling = 5 * TASKS, 0, 1
+
+    def transitions(self, index: torch.Tensor) -> Transition:
+        random = np.random.default_rng(0)
+        task = (index // 5).numpy()
+        state = torch.from_numpy(random.normal(size=(len(index), 8)).astype(np.float32)) + 3.0
+        state[:, 0] = torch.from_numpy(task)
+        told = torch.from_numpy(np.stack([parameters(t) for t in task]))
+        observation = {"state": state, "task_parameters": told}
+        pre_tanh = torch.zeros(len(index), 2)
+        ones = torch.ones(len(index))
+        return Transition(observation, pre_tanh, pre_tanh, ones, ones, dict(observation))
+
+
+def filled(**changes: Any) -> Learning:
+    demonstrated = None
+    if "imitation" in changes:
+        bounds = torch.arange(TASKS + 1) * 5
+        demonstrated = Demonstrated(Rows(), None, None, "", bounds)
+    one = Learning(experiment(**changes), specs(), CPU, demonstrated=demonstrated)
+    for task in range(TASKS):
+        for number in range(2):
+            one.receive(segment(task, number))
+    return one
+
+
+def test_no_update_is_owed_before_an_episode_of_every_task_has_come() -> None:
+    one = Learning(experiment(), specs(), CPU)
+    for task in range(TASKS - 1):
+        one.receive(segment(task, 0))
+    assert (one.warm, one.updates_owed()) == (False, 0)
+    one.receive(segment(TASKS - 1, 0, Ending.GOES_ON))
+    assert not one.warm  # its episode goes on
+    one.receive(segment(TASKS - 1, 1))
+    assert one.warm
+    assert one.updates_owed() == TASKS * LENGTH + LENGTH - 20
+
+
+def test_a_batch_has_as_many_rows_of_each_task_in_their_order() -> None:
+    batch = filled()._sample()
+    tasks = batch.observation["state"][:, 0]
+    assert tasks.tolist() == [float(task) for task in range(TASKS) for _ in range(3)]
+    told = torch.from_numpy(np.stack([parameters(int(task)) for task in tasks]))
+    torch.testing.assert_close(batch.observation["task_parameters"], told)
+    assert (batch.next_observation["state"][:, 0] == tasks).all()
+
+
+@pytest.mark.parametrize("num", [1, 5, 16, 40])
+def test_fewer_tasks_are_drawn_without_replacement(num: int) -> None:
+    one = filled(replay={"tasks_per_batch": num})
+    seen: set[float] = set()
+    for _ in range(60):
+        tasks, counts = one._sample().observation["state"][:, 0].unique(return_counts=True)
+        assert len(tasks) == min(num, TASKS)
+        assert int(counts.max()) - int(counts.min()) <= 1
+        seen.update(tasks.tolist())
+    assert len(seen) == TASKS
+
+
+def test_the_newest_are_each_tasks_own() -> None:
+    one = filled()
+    rings = TaskRings(one.rings, None)
+    newest = {
+        tuple(row)
+        for ring in one.rings
+        for row in ring.trajectory(9, 100 * one.rings.index(ring) + 1).action.tolist()
+    }
+    batch = rings.sample(160, torch.Generator().manual_seed(0), newest=TASKS * LENGTH)
+    assert all(tuple(row) in newest for row in batch.action.tolist())
+    assert rings.num_transitions == TASKS * 2 * LENGTH
+    assert rings.num_terminated == 0
+
+
+def test_the_same_segments_give_the_same_parameters() -> None:
+    runs = [filled(imitation={"method": "dac"}) for _ in range(2)]
+    for one in runs:
+        for _ in range(5):
+            one.update()
+    for name, tensor in runs[0].state_tensors()["networks"].items():
+        assert torch.equal(tensor, runs[1].state_tensors()["networks"][name]), name
+
+
+def imitation(**settings: Any) -> tuple[Learning, Imitation]:
+    one = filled(imitation={"method": "dac", "discriminator": settings})
+    assert one.imitation is not None
+    return one, one.imitation
+
+
+def test_each_of_the_policys_rows_stands_beside_one_of_the_experts_of_its_task() -> None:
+    one, part = imitation(replay_window=160, replay_window_share=0.5)
+    for _ in range(5):
+        policy = part._policy_batch(one.experience, 48).observation
+        expert = part._expert_batch(48).observation
+        torch.testing.assert_close(policy["state"][:, 0], expert["state"][:, 0])
+        torch.testing.assert_close(policy["task_parameters"], expert["task_parameters"])
+
+
+def test_mismatched_rows_are_the_experts_of_another_task() -> None:
+    one, part = imitation(mismatched_share=0.5)
+    expert = part._expert_batch(48)
+    policy = part._policy_batch(one.experience, 48)
+    found = part._mismatched(policy, expert).observation
+    torch.testing.assert_close(found["task_parameters"], policy.observation["task_parameters"])
+    task = found["state"][:, 0]
+    told = found["task_parameters"][:, 0] * TASKS
+    replaced = (found["state"] != policy.observation["state"]).any(1)
+    assert 15 <= int(replaced.sum()) <= 24  # of 24, those that met their own task are left
+    assert (task[replaced] != told[replaced]).all()
+    assert (found["state"][replaced, 1:].mean()) > 2.0  # the expert's
+    assert (task[~replaced] == told[~replaced]).all()
+
+
+def test_the_slope_by_what_tells_the_task_is_not_penalised() -> None:
+    _, part = imitation(inputs="state_next_state")
+    assert part._judge is not None
+    sloped = part._judge._sloped(specs()[0], 10)
+    assert sloped.tolist() == ([1.0] * 8 + [0.0] * 2) * 2
+    _, part = imitation()
+    assert part._judge is not None
+    assert part._judge._sloped(specs()[0], 10).tolist() == [1.0] * 8 + [0.0] * 2 + [1.0] * 2
+
+
+def test_a_family_is_imitated() -> None:
+    one = filled(imitation={"method": "dac", "discriminator": {"learning_rate": 1e-2}})
+    for _ in range(10):
+        one.update()
+    found = one.metrics()
+    assert found["discriminator/logit_expert_mean"] > found["discriminator/logit_policy_mean"] + 0.2
+    assert found["learner/rejected_updates"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"imitation": {"method": "dac"}, "replay": {"tasks_per_batch": 3}}, "tasks_per_batch: expected null"),
+        ({"imitation": {"method": "airl"}}, "expected another than 'airl'"),
+        ({"task": specs()[0].task_id, "imitation": {"discriminator": {"mismatched_share": 0.5}}}, "mismatched_share"),
+    ],
+)  # fmt: skip
+def test_what_a_family_cannot_be_learned_with_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        experiment(**changes)
+
+
+def test_specs_differ_only_by_the_task() -> None:
+    found = specs()
+    assert len({spec.task_id for spec in found}) == TASKS
+    first = found[0]
+    for spec in found:
+        assert first == replace(
+            spec,
+            task=first.task,
+            task_id=first.task_id,
+            task_parameters=first.task_parameters,
+        )
