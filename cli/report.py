@@ -198,22 +198,17 @@ def _row(
         best,
         worst,
         normalised,
-        _command(experiment.name, arguments),
+        _command(experiment.name),
         describe_commit(),
     )
 
 
-def _command(name: str, arguments: argparse.Namespace) -> str:
-    """Return what repeats a row: the runs, and how they were measured."""
+def _command(name: str) -> str:
+    """Return what makes the runs of a row."""
     files = sorted(Path("experiments").rglob(f"{name}.yaml"))
-    nested = [file for file in files if file.parent != Path("experiments")]
-    experiment = nested[0].as_posix() if nested and len(files) == len(nested) else name
-    measured = "apprentice report runs/* --csv FILE"
-    if arguments.label:
-        measured += f" --label {arguments.label}"
-    if arguments.measure != "final":
-        measured += f" --measure {arguments.measure}"
-    return f"apprentice grid {experiment}; {measured}"
+    if files and Path("experiments") not in {file.parent for file in files}:
+        return f"apprentice grid {files[0].as_posix()}"
+    return f"apprentice grid {name}"
 
 
 def _expert_of(folder: RunFolder) -> dict[str, Any]:
