@@ -15,6 +15,7 @@ from actor.fresh_policy import FreshPolicy
 from actor.membership import Progress
 from actor.outbox import Outbox, WritesSegments
 from actor.segments import SegmentBuilder
+from actor.showing import Showing
 from apprentice.profiling import Profile
 from apprentice.rollout import RolloutStep, SteppedEnvironment, rollout
 from apprentice.rpc import EpisodeReport, PolicyUpdate
@@ -93,8 +94,10 @@ class Actor:
         watchdog: Watchdog,
         limits: Limits,
         reason_to_stop: Callable[[], str | None],
+        showing: Showing | None = None,
     ) -> None:
         self._environments = environments
+        self._showing = showing
         self._policy = policy
         self._builder = builder
         self._outbox = Outbox(connections.writer, profile)
@@ -117,7 +120,8 @@ class Actor:
         """
         try:
             self._await_policy(published_version)
-            for step in rollout(self._environments, self._policy.act, self._profile):
+            begin = None if self._showing is None else self._showing.begin
+            for step in rollout(self._environments, self._policy.act, self._profile, begin):
                 self._outbox.put(self._builder.add(step, self._policy.version))
                 self._count(step)
                 self._profile.lap("assembling", len(self._environments))
@@ -188,8 +192,13 @@ class Actor:
 
     def _take_policy(self) -> None:
         update = self._policies.latest()
-        if update is not None and self._policy.take(update):
+        if update is None:
+            return
+        was_chance = self._policy.version == 0
+        if self._policy.take(update):
             self._progress.policy_version = update.policy_version
+            if was_chance and self._showing is not None:
+                self._showing.show_again()
 
     def _leave(self) -> None:
         """Send what is here, unfinished pieces of episodes too, as far as the deadline allows."""

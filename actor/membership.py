@@ -37,7 +37,7 @@ MAX_EPISODES = 1000
 LONGEST_PAUSE = 5.0
 CLOSE_SECONDS = 1.0
 UNHEALTHY_SILENCE_SECONDS = 30.0
-BUILT_FROM = ("task", "environment", "reads", "network", "replay", "actor")
+BUILT_FROM = ("task", "environment", "reads", "network", "context", "replay", "actor")
 """Parts of the experiment that an actor is built from; with others it must be built anew."""
 
 

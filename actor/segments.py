@@ -40,7 +40,8 @@ class SegmentBuilder:
         self._num = num_environments
         self._origin = origin
         self.actor = origin.actor
-        self._context = np.zeros(context_size, np.int64)
+        self._shown = np.full((num_environments, context_size), -1, np.int64)
+        self._context = self._shown.copy()
         self._leading = {key: spec.num_leading_frames(key) for key in spec.observation}
         self._filled = np.zeros(num_environments, np.int64)  # steps pending
         self._first_step = np.zeros(num_environments, np.int64)
@@ -82,6 +83,10 @@ class SegmentBuilder:
             for key, leading in self._leading.items()
         }
 
+    def show(self, index: int, context: np.ndarray) -> None:
+        """Note the demonstrations [C] that are shown in the episode environment `index` begins next."""
+        self._shown[index] = context
+
     def add(self, step: RolloutStep, policy_version: int) -> list[Segment]:
         """Take one step of every environment; return the segments that it completes."""
         if np.count_nonzero(step.first):
@@ -118,6 +123,7 @@ class SegmentBuilder:
         self._episode[index] = self._num_episodes
         self._num_episodes += 1
         self._filled[index] = self._first_step[index] = 0
+        self._context[index] = self._shown[index]
         for key, leading in self._leading.items():
             rows = observation[key][index]
             self._observation[key][index, :leading] = rows if key == "pixels" else rows[None]
@@ -141,7 +147,7 @@ class SegmentBuilder:
             episode=int(self._episode[index]),
             first_step=int(self._first_step[index]),
             policy_version=int(self._policy_version[index]),
-            context=self._context.copy(),
+            context=self._context[index].copy(),
         )
         # The last rows lead up to the next segment's first action.
         for key, leading in self._leading.items():

@@ -23,8 +23,11 @@ from apprentice.tokens import TokenError, read_token
 from replay.errors import ReplayMismatch
 
 if TYPE_CHECKING:
+    from actor.segments import SegmentBuilder
+    from actor.showing import Showing
     from actor.walking import WalkingEnvironment
     from apprentice.environments import Environment
+    from apprentice.networks import Policy
 
 log = structlog.get_logger()
 
@@ -142,25 +145,45 @@ class _Serving:
             stack.callback(watchdog.stop)
             self._problems += [watchdog.problem, writer.problem]
             origin = Origin(actor=slot, incarnation=self._incarnation)
-            length = experiment.replay.segment_length
+            replay, policy = experiment.replay, Policy(build_policy(experiment, spec), seeds[0])
+            builder = SegmentBuilder(
+                spec, replay.segment_length, len(environments), origin, replay.context_size
+            )
             actor = Actor(
                 environments,
-                FreshPolicy(
-                    Policy(build_policy(experiment, spec), seeds[0]), UniformPolicy(spec, seeds[1])
-                ),
-                SegmentBuilder(spec, length, len(environments), origin),
+                FreshPolicy(policy, UniformPolicy(spec, seeds[1])),
+                builder,
                 Connections(writer, policies, self._heartbeats),
                 progress,
                 profile,
                 watchdog,
                 Limits(settings.max_policy_age_seconds),
                 reason_to_stop,
+                self._showing(policy, builder, seeds[1]),
             )
             profile.lap("starting")
             try:
                 return actor.run(self._membership.policy_version)
             except RenderingUnavailable as error:
                 raise DoesNotFit(f"this experiment reads pixels: {error}") from error
+
+    def _showing(self, policy: Policy, builder: SegmentBuilder, seed: int) -> Showing | None:
+        """Fetch the demonstrations to show, where the policy infers its task."""
+        from actor.showing import Showing
+        from apprentice.demonstrations.context import TrainContext
+        from apprentice.demonstrations.format import DemonstrationError
+
+        membership = self._membership
+        if not membership.experiment.infers_task:
+            return None
+        settings = membership.experiment.context
+        try:
+            tensors = self._client.context(membership.context_sha256)
+            context = TrainContext.from_tensors(tensors)
+        except DemonstrationError as error:
+            raise DoesNotFit(str(error)) from error
+        sizes = (settings.fewest, settings.most)
+        return Showing(context, sizes, policy, builder.show, seed)
 
     def _environments(
         self, seeds: list[int], stack: ExitStack

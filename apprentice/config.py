@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from apprentice.config_base import Name, ObservationKey, Port, Settings
+from apprentice.config_context import ContextSettings
 from apprentice.config_family import FamilySettings
 from apprentice.config_imitation import (
     CloningSettings,
@@ -25,6 +26,7 @@ __all__ = [
     "ActorSettings",
     "CheckpointSettings",
     "CloningSettings",
+    "ContextSettings",
     "DemonstrationSettings",
     "DiscriminatorSettings",
     "EnvironmentSettings",
@@ -183,6 +185,8 @@ class ReplaySettings(Settings):
     """Steps of a contiguous piece, where sampling is not by transitions."""
     tasks_per_batch: int | None = Field(None, ge=1)
     """Tasks of a family that a batch is drawn from, without replacement, as many rows of each; null means all."""
+    context_size: int = Field(0, ge=0, le=64)
+    """Ids of demonstrations that a segment carries: `context.most` where anything reads `latent`, else 0."""
     checkpoint_period_seconds: float = Field(300.0, gt=0)
     """Seconds between two checkpoints of the replay server: what its crash may lose."""
     memory_limit_gigabytes: float = Field(4.0, gt=0)
@@ -301,6 +305,7 @@ class Experiment(Settings):
     network: NetworkSettings = NetworkSettings()
     sac: SACSettings = SACSettings()
     imitation: ImitationSettings = ImitationSettings()
+    context: ContextSettings = ContextSettings()
     replay: ReplaySettings = ReplaySettings()
     actor: ActorSettings = ActorSettings()
     learner: LearnerSettings = LearnerSettings()
@@ -373,13 +378,56 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _mismatches_tasks_it_can_tell(self) -> Experiment:
-        told = self.is_family and "task_parameters" in self.reads.discriminator
+        reads = self.reads.discriminator
+        told = self.is_family and ("task_parameters" in reads or "latent" in reads)
         if self.imitation.discriminator.mismatched_share and not told:
             raise ValueError(
                 "imitation.discriminator.mismatched_share: expected 0 unless a family's discriminator reads "
-                f"'task_parameters', found {self.imitation.discriminator.mismatched_share}"
+                f"'task_parameters' or 'latent', found {self.imitation.discriminator.mismatched_share}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _infers_where_it_can(self) -> Experiment:
+        if not self.infers_task:
+            size = 0
+        elif not self.is_family:
+            raise ValueError(
+                "reads: expected 'latent' only with a family, which has demonstrations to be shown; found "
+                f"{self.task!r}"
+            )
+        elif self.imitation.method in ("none", "sqil"):
+            raise ValueError(
+                "reads: expected 'latent' only with an imitation.method that trains its encoder (gail, dac, fairl, "
+                f"bc), found {self.imitation.method!r}"
+            )
+        elif "latent" not in self.reads.policy or "state" not in self.observation_keys:
+            raise ValueError(
+                "reads.policy: expected 'latent', and 'state' by some network, where 'latent' is read at all; found "
+                f"{list(self.reads.policy)}"
+            )
+        elif self.imitation.adversarial and "latent" not in self.reads.discriminator:
+            raise ValueError(
+                "reads.discriminator: expected 'latent' where the policy reads it, or nothing would tell the policy to "
+                f"heed it; found {list(self.reads.discriminator)}"
+            )
+        else:
+            size = self.context.most
+        if self.replay.context_size != size:
+            replay = self.replay.model_copy(update={"context_size": size})
+            object.__setattr__(self, "replay", replay)
+        return self
+
+    @property
+    def acting_keys(self) -> tuple[str, ...]:
+        """What an environment must show the policy: all that it reads but `latent`, which is inferred."""
+        return tuple(key for key in self.reads.policy if key != "latent")
+
+    @property
+    def infers_task(self) -> bool:
+        """Whether the task is inferred from demonstrations that are shown."""
+        reads = self.reads
+        return "latent" in reads.policy + reads.critic + reads.discriminator
 
     @property
     def is_family(self) -> bool:

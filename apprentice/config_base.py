@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-ObservationKey = Literal["state", "pixels", "task_parameters"]
+ObservationKey = Literal["state", "pixels", "task_parameters", "latent"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 

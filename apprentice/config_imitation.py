@@ -42,6 +42,10 @@ class DemonstrationSettings(Settings):
 
     file: str | None = None
     """Path of a demonstration file, or the name of a bundled one; null is the task's bundled file."""
+    expert: str | None = None
+    """Experiment that trains the expert; where `file` is missing, `apprentice up` trains and records it first."""
+    recorded: int = Field(16, ge=1, le=1000)
+    """Episodes that are recorded of it then; of a family's tasks, as many to be shown and as many to be imitated."""
     episodes: int | None = Field(None, ge=1)
     """Episodes to learn from; null takes all but those held out."""
     held_out: int = Field(0, ge=0)
@@ -50,6 +54,15 @@ class DemonstrationSettings(Settings):
     """Every n-th step of an episode is kept, from a random offset on."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Seed of which episodes are taken and of the offsets."""
+
+    @model_validator(mode="after")
+    def _says_where_to(self) -> DemonstrationSettings:
+        if self.expert is not None and self.file is None:
+            raise ValueError(
+                "imitation.demonstrations.file: expected the path that the expert's demonstrations are recorded to, "
+                "found null"
+            )
+        return self
 
 
 class DiscriminatorSettings(Settings):
@@ -77,7 +90,7 @@ class DiscriminatorSettings(Settings):
     """Share of those rows that come from the window; the others come from all."""
     mismatched_share: float = Field(0.0, ge=0, lt=1)
     """Share of the policy's rows that are replaced by the expert's of other tasks, where it reads
-    `task_parameters`: so that it cannot ignore them."""
+    `task_parameters` or `latent`: so that it cannot ignore them."""
     updates: int = Field(1, ge=1, le=100)
     """Discriminator updates each time it learns."""
     period: int = Field(1, ge=1, le=1000)
@@ -107,6 +120,9 @@ class DiscriminatorSettings(Settings):
     """Weight of the mean square of the reward on both batches, against rewards that grow."""
     max_gradient_norm: float | None = Field(None, gt=0)
     """Clip its gradient to this norm; null means no clipping."""
+    max_penalty_gradient_norm: float | None = Field(None, gt=0)
+    """Clip the penalty's part of the gradient to a norm of its own, and the rest to `max_gradient_norm`; null means
+    that both are clipped together."""
 
     @model_validator(mode="after")
     def _fill_in_preset(self) -> DiscriminatorSettings:

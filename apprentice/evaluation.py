@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from apprentice.config import EnvironmentSettings
+from apprentice.demonstrations.context import ContextChoice
 from apprentice.environments import Environment, make_environment
 from apprentice.environments.renderer import Quality
 from apprentice.rollout import rollout
@@ -38,6 +39,18 @@ class Acts(Protocol):
         """Choose for K environments."""
 
 
+@runtime_checkable
+class InfersTask(Protocol):
+    """A policy that may have to be shown demonstrations before it acts."""
+
+    @property
+    def infers_task(self) -> bool:
+        """Whether it has to."""
+
+    def show(self, place: int, demonstrations: Sequence[np.ndarray], deterministic: bool) -> None:
+        """Show demonstrations of the task that environment `place` plays."""
+
+
 class Episode(NamedTuple):
     """One evaluated episode."""
 
@@ -48,6 +61,7 @@ class Episode(NamedTuple):
     ending: Ending
     trajectory: Trajectory | None
     metrics: dict[str, float]  # what a family's task measures beside the return
+    context: tuple[int, ...] = ()  # numbers of the demonstrations that were shown
 
 
 class Evaluation(NamedTuple):
@@ -83,6 +97,7 @@ class Evaluation(NamedTuple):
                     "length": episode.length,
                     "ending": episode.ending.name.lower(),
                     **({"metrics": episode.metrics} if episode.metrics else {}),
+                    **({"context": list(episode.context)} if episode.context else {}),
                 }
                 for episode in self.episodes
             ],
@@ -105,16 +120,25 @@ def evaluate(
     max_steps: int | None = None,
     keep_trajectories: int = 0,
     deadline_seconds: float = 600.0,
+    context: ContextChoice | None = None,
 ) -> Evaluation:
     """Run one whole episode for each seed, or its first `max_steps` agent steps.
 
     Of several tasks each is given every seed; episodes come task by task. The first `keep_trajectories`
-    episodes are kept whole. Returns never contain shaping. Raises EvaluationTimeout, and EvaluationError where
-    the policy or the physics give numbers that are not finite.
+    episodes are kept whole. Returns never contain shaping. A policy that infers its task is shown what `context`
+    chooses. Raises EvaluationTimeout; EvaluationError where the policy or the physics give numbers that are not
+    finite, or what is shown does not fit the policy; and DemonstrationError where there is nothing to show.
     """
     tasks = [task] if isinstance(task, str) else list(task)
     if not seeds or not tasks:
         raise EvaluationError("expected one task and one seed or more, found none")
+    shows = isinstance(policy, InfersTask) and policy.infers_task
+    if shows != (context is not None):
+        raise EvaluationError(
+            "expected demonstrations to be shown to a policy that infers its task, found none"
+            if shows
+            else "expected no context: this policy does not infer its task from demonstrations"
+        )
     started = time.monotonic()
     deadline = started + deadline_seconds
     settings = unshaped(settings or EnvironmentSettings())
@@ -130,13 +154,35 @@ def evaluate(
                     environments[place, name] = make_environment(name, 0, observation, settings)
                 chosen.append(environments[place, name])
                 chosen[-1].seed(environment_seed(seed))
+            shown = _show(policy, context, batch, deterministic)
             keep = max(0, keep_trajectories - first)
             runner = _Batch(chosen, policy, deterministic, keep)
-            episodes += runner.run([seed for _, seed in batch], max_steps, deadline)
+            ran = runner.run([seed for _, seed in batch], max_steps, deadline)
+            episodes += [
+                episode._replace(context=numbers)
+                for episode, numbers in zip(ran, shown, strict=True)
+            ]
     finally:
         for environment in environments.values():
             environment.close()
     return Evaluation(tuple(episodes), time.monotonic() - started)
+
+
+def _show(
+    policy: Acts,
+    context: ContextChoice | None,
+    batch: Sequence[tuple[str, int]],
+    deterministic: bool,
+) -> list[tuple[int, ...]]:
+    """Show each environment's policy what is chosen for its task and seed; return the numbers."""
+    if context is None or not isinstance(policy, InfersTask):
+        return [()] * len(batch)
+    shown = []
+    for place, (task, seed) in enumerate(batch):
+        numbers = context.of(task, seed)
+        policy.show(place, context.library.steps(numbers), deterministic)
+        shown.append(numbers)
+    return shown
 
 
 def unshaped(settings: EnvironmentSettings) -> EnvironmentSettings:

@@ -53,12 +53,14 @@ def rollout(
     environments: Sequence[SteppedEnvironment],
     select_action: SelectAction,
     profile: Profile | None = None,
+    begin: Callable[[int, int], None] | None = None,
 ) -> Iterator[RolloutStep]:
     """Step all environments for ever, resetting each where its episode ends.
 
     A step that raises PhysicsFault is not valid and aborts its episode; after three in a row the
     environment is rebuilt. Raises PhysicsFault where an environment cannot even be reset after that.
-    Charges laps `policy` and `reset` to `profile`; environments charge their own.
+    Charges laps `policy` and `reset` to `profile`; environments charge their own. `begin` is told the number of
+    an environment and of its task once an episode has been started, before the first action is asked for.
     """
     num, spec = len(environments), environments[0].spec
 
@@ -74,6 +76,8 @@ def rollout(
     for index, environment in enumerate(environments):
         _store(before, index, _reset(environment).observation)
         task[index] = environment.task_index
+        if begin is not None:
+            begin(index, environment.task_index)
     first[:] = True
     if profile is not None:
         profile.lap("reset", num)
@@ -122,6 +126,8 @@ def rollout(
                     num_faults[index] = 0
                 _store(before, int(index), _reset(environments[index]).observation)
                 task[index] = environments[index].task_index
+                if begin is not None:
+                    begin(int(index), environments[index].task_index)
             if profile is not None:
                 profile.lap("reset", int(first.sum()))
 

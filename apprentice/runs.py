@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import structlog
 from pydantic import ValidationError
@@ -44,6 +44,8 @@ __all__ = [
 
 log = structlog.get_logger()
 
+CONTEXT: Final = "context"
+"""Folder of a run that holds what a policy which infers its task may be shown."""
 EXPERT_RECORD = "expert.json"
 EXPERT_EPISODE = "expert.trajectory.safetensors"
 """In the folder of evaluations: what a run that imitates tells of its expert."""
@@ -121,7 +123,7 @@ class RunFolder:
 
     @property
     def context(self) -> Path:
-        return self.path / "context"
+        return self.path / CONTEXT
 
     @property
     def logs(self) -> Path:

@@ -23,7 +23,8 @@ Metrics = dict[str, float]
 
 Observation = dict[str, np.ndarray]
 """Named arrays of one moment: `state` [O] float32, `pixels` [S, H, W, 3] uint8 (oldest frame first),
-`task_parameters` [P] float32. A batch has one leading dimension more."""
+`task_parameters` [P] float32. A batch has one leading dimension more. A learner's batches of a family may have
+`latent` [Z] too, what the task was inferred to be, and `context` [C], ids of the demonstrations shown (-1: none)."""
 
 
 class Ending(IntEnum):

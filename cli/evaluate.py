@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         policy,
         tasks,
         seeds,
-        observation=experiment.reads.policy,
+        observation=experiment.acting_keys,
         settings=experiment.environment,
         deterministic=not arguments.stochastic,
         max_steps=arguments.max_steps,
@@ -125,7 +125,7 @@ def _tasks(asked: str | None, experiment: Experiment) -> list[str]:
         return [task.task_id for task in split.of(name)]
     if asked is None:
         return [experiment.task]
-    keys, settings = experiment.reads.policy, experiment.environment
+    keys, settings = experiment.acting_keys, experiment.environment
     try:
         found = environment_spec(asked, keys, settings)
     except (UnknownTask, ValueError) as error:
@@ -153,7 +153,7 @@ def _write_pictures(
     encode = {"mp4": encode_mp4, "gif": encode_gif, "webp": encode_webp}[arguments.format]
     rate = playback_fps(
         environment_spec(
-            evaluation.episodes[0].task, experiment.reads.policy, experiment.environment
+            evaluation.episodes[0].task, experiment.acting_keys, experiment.environment
         ).step_seconds,
         arguments.fps,
     )

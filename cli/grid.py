@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from apprentice import exit_codes
 from cli.failure import CommandFailed
 from cli.launch import exit_code_of, new_run, resumed_run
+from cli.preparing import prepare
 from cli.up import add_folder_arguments, watch
 
 if TYPE_CHECKING:
@@ -93,6 +94,12 @@ def _run_all(entries: list[Entry], runs: Path, replay_checkpoints: Path, plain: 
         if entry.state == "finished":
             continue
         if entry.folder is None:
+            prepare(
+                entry.experiment,
+                runs,
+                replay_checkpoints,
+                watch=lambda launch: watch(launch, exit_when_done=True, plain=plain),
+            )
             launch = new_run(entry.experiment, runs, replay_checkpoints)
         else:
             launch = resumed_run(entry.folder.path.name, runs, replay_checkpoints)

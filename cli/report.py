@@ -156,7 +156,7 @@ def _return_of(checkpoint: Path, experiment: Experiment, episodes: int) -> float
         policy,
         experiment.task,
         range(FIRST_SEED, FIRST_SEED + episodes),
-        observation=experiment.reads.policy,
+        observation=experiment.acting_keys,
         settings=experiment.environment,
         deadline_seconds=3600.0,
     ).return_mean

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from apprentice import exit_codes
 from cli.failure import CommandFailed
 from cli.launch import Launch, exit_code_of, new_run, read_experiment, resumed_run, supervise
+from cli.preparing import prepare
 from cli.view import LiveView, PlainView, View
 
 if TYPE_CHECKING:
@@ -132,6 +133,11 @@ def _prepare(arguments: argparse.Namespace) -> Launch | None:
             raise CommandFailed("expected an EXPERIMENT or --resume RUN", exit_codes.CONFIGURATION)
         experiment = read_experiment(
             arguments.experiment, arguments.variant, tuple(arguments.overrides)
+        )
+        prepare(
+            experiment,
+            *folders,
+            watch=lambda launch: watch(launch, exit_when_done=True, plain=arguments.plain),
         )
         return new_run(experiment, *folders)
     if arguments.overrides or arguments.variant is not None:

@@ -103,7 +103,7 @@ class Worker:
                 policy,
                 task,
                 range(request["seed"], request["seed"] + request["episodes"]),
-                observation=experiment.reads.policy,
+                observation=experiment.acting_keys,
                 settings=experiment.environment,
                 deterministic=request["deterministic"],
                 max_steps=request["max_steps"],
@@ -155,7 +155,7 @@ class Worker:
 
         if task == experiment.task:
             return
-        keys, settings = experiment.reads.policy, experiment.environment
+        keys, settings = experiment.acting_keys, experiment.environment
         try:
             found = environment_spec(task, keys, settings)
         except (UnknownTask, ValueError) as error:  # a suite task has no task_parameters

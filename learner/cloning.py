@@ -12,7 +12,15 @@ from apprentice.config_imitation import CloningSettings
 from apprentice.networks import SquashedGaussianPolicy, log_probability
 from apprentice.types import Metrics, Transition
 from learner.compiling import compiled
-from learner.demonstrated import Demonstrated
+from learner.conditioning import Conditioning, told_latent
+from learner.context_update import (
+    CONTEXT_METRICS,
+    ContextBatch,
+    ContextParts,
+    ContextState,
+    Inferred,
+)
+from learner.demonstrated import Demonstrated, rows_of_tasks, tasks_of_rows
 from learner.flat import AdamSettings, AdamState, FlatLayout, adam_step, clip_by_norm
 from learner.sac import SAC, Tensors
 
@@ -20,8 +28,19 @@ METRICS = ("loss", "action_error", "gradient_norm", "rejected_updates")
 """What an update returns, in this order: the objective; the mean squared error of the executed action,
 tanh of the mean, against the expert's; the gradient's norm; and 1 where a number was not finite."""
 
-CloningUpdate = Callable[[AdamState, Transition, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(policy's state, expert's batch, noise [B, O] or [0], step-size factor []) -> values of METRICS [4]."""
+CloningUpdate = Callable[
+    [
+        AdamState,
+        Transition,
+        torch.Tensor,
+        torch.Tensor,
+        ContextState | None,
+        ContextBatch | None,
+    ],
+    torch.Tensor,
+]
+"""(policy's state, expert's batch, noise [B, O] or [0], step-size factor [], encoder's state, what it is shown) ->
+values of METRICS [4], and of CONTEXT_METRICS [3] where the encoder is trained with the policy."""
 
 
 def action_error(mean: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
@@ -34,27 +53,53 @@ def make_cloning_update(
     layout: FlatLayout,
     settings: CloningSettings,
     max_gradient_norm: float | None,
+    context: ContextParts | None = None,
+    context_learning_rate: float = 0.0,
 ) -> CloningUpdate:
-    """Build the update for one setting; the result reads nothing but its arguments."""
+    """Build the update for one setting; the result reads nothing but its arguments.
+
+    With `context` the encoder learns what lets the policy predict the action (meta-BC).
+    """
     adam = AdamSettings(settings.learning_rate, (0.9, 0.999))
 
-    def update(
-        state: AdamState, batch: Transition, noise: torch.Tensor, rate_factor: torch.Tensor
-    ) -> torch.Tensor:
+    def objective(
+        vector: torch.Tensor,
+        context_vector: torch.Tensor,
+        batch: Transition,
+        noise: torch.Tensor,
+        shown: ContextBatch | None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, Inferred | None]]:
         observation = dict(batch.observation)
         if settings.noise > 0.0:
             spread = settings.noise / policy.encoder.state_scale
             observation["state"] = observation["state"] + spread * noise
+        inferred: Inferred | None = None
+        if shown is not None:
+            assert context is not None
+            inferred = context.infer(context_vector, shown)
+            observation["latent"] = inferred.latent
+        mean, log_std = functional_call(policy, layout.unflatten(vector), (observation,))
+        error = action_error(mean, batch.action)
+        loss = error
+        if settings.loss == "likelihood":
+            loss = -log_probability(batch.pre_tanh_action, mean, log_std.clamp_min(-5.0)).mean()
+        if inferred is not None:
+            loss = loss + inferred.loss
+        return loss, (error.detach(), inferred)
 
-        def objective(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            mean, log_std = functional_call(policy, layout.unflatten(vector), (observation,))
-            error = action_error(mean, batch.action)
-            if settings.loss == "mean_squared_error":
-                return error, error.detach()
-            likelihood = log_probability(batch.pre_tanh_action, mean, log_std.clamp_min(-5.0))
-            return -likelihood.mean(), error.detach()
-
-        gradient, (loss, error) = grad_and_value(objective, has_aux=True)(state.parameters)
+    def update(
+        state: AdamState,
+        batch: Transition,
+        noise: torch.Tensor,
+        rate_factor: torch.Tensor,
+        context_state: ContextState | None = None,
+        shown: ContextBatch | None = None,
+    ) -> torch.Tensor:
+        nothing = state.parameters[:0]
+        context_vector = nothing if context_state is None else context_state.adam.parameters
+        (gradient, context_gradient), (loss, (error, inferred)) = grad_and_value(
+            objective, argnums=(0, 1), has_aux=True
+        )(state.parameters, context_vector, batch, noise, shown)
         gradient, norm = clip_by_norm(gradient, max_gradient_norm)
         accept = torch.isfinite(loss) & torch.isfinite(norm)
         adam_step(state, gradient, adam, rate_factor, accept)
@@ -62,7 +107,19 @@ def make_cloning_update(
             state.parameters.mul_(
                 1.0 - accept * rate_factor * settings.learning_rate * settings.weight_decay
             )
-        return torch.stack([loss, error, norm, (~accept).float()]).detach()
+        values = [loss, error, norm, (~accept).float()]
+        if context_state is not None:
+            assert context is not None and inferred is not None
+            context_norm = context.step(
+                context_state,
+                context_gradient,
+                inferred.statistics,
+                rate_factor,
+                accept,
+                context_learning_rate,
+            )
+            values += [inferred.divergence, inferred.information, context_norm]
+        return torch.stack(values).detach()
 
     return update
 
@@ -76,23 +133,38 @@ class Cloning:
         device: torch.device,
         demonstrated: Demonstrated,
         sac: SAC,
+        conditioning: Conditioning | None = None,
     ) -> None:
         self._settings = experiment.imitation.cloning
+        self._conditioning = conditioning
+        self._learns_context = conditioning is not None and conditioning.learned
+        self._bounds = demonstrated.task_bounds
         self._sac, self._device = sac, device
         self._rows = demonstrated.train
         self._average_tau = experiment.sac.policy_average_tau
         self._generator = torch.Generator(device).manual_seed(experiment.seed + 3)
-        self._sums = torch.zeros(len(METRICS), device=device)
+        self._names = METRICS + (CONTEXT_METRICS if self._learns_context else ())
+        self._sums = torch.zeros(len(self._names), device=device)
         self._num_summed = 0
         plain = make_cloning_update(
-            sac.policy, FlatLayout(sac.policy), self._settings, experiment.sac.max_gradient_norm
+            sac.policy,
+            sac.policy_layout,
+            self._settings,
+            experiment.sac.max_gradient_norm,
+            None if conditioning is None else conditioning.parts,
+            experiment.context.learning_rate,
         )
         self._update: CloningUpdate = compiled(plain, experiment.learner.compile, device)
 
     def update(self) -> None:
         """Make one update on a batch of demonstrations."""
-        batch, noise = self._draw()
-        self._sums += self._update(self._sac.state.policy, batch, noise, self._sac.rate_factor)
+        batch, noise, shown = self._draw()
+        context = None
+        if shown is not None and self._conditioning is not None:
+            context = self._conditioning.state
+        self._sums += self._update(
+            self._sac.state.policy, batch, noise, self._sac.rate_factor, context, shown
+        )
         self._num_summed += 1
         slow, tau = self._sac.state.slow_policy, self._average_tau
         if slow is not None and tau is not None:
@@ -101,16 +173,19 @@ class Cloning:
     def prepare(self) -> None:
         """Compile the update by running it on copies; nothing here changes."""
         generator = self._generator.get_state()
-        batch, noise = self._draw()
+        batch, noise, shown = self._draw()
         self._generator.set_state(generator)
         copies = AdamState(*(tensor.clone() for tensor in self._sac.state.policy))
-        self._update(copies, batch, noise, self._sac.rate_factor.clone())
+        context = None
+        if shown is not None and self._conditioning is not None:
+            context = self._conditioning.copied_state()
+        self._update(copies, batch, noise, self._sac.rate_factor.clone(), context, shown)
 
     def metrics(self) -> Metrics:
         """Return the means of METRICS since the last call as `cloning/<name>`, and start anew."""
         if self._num_summed == 0:
             return {}
-        sums = dict(zip(METRICS, self._sums.tolist(), strict=True))
+        sums = dict(zip(self._names, self._sums.tolist(), strict=True))
         result = {f"cloning/{name}": value / self._num_summed for name, value in sums.items()}
         self._sums.zero_()
         self._num_summed = 0
@@ -132,14 +207,28 @@ class Cloning:
         """Start another random stream, as after a return to an earlier checkpoint."""
         self._generator.manual_seed(seed)
 
-    def _draw(self) -> tuple[Transition, torch.Tensor]:
+    def _draw(self) -> tuple[Transition, torch.Tensor, ContextBatch | None]:
+        """Draw rows, task by task where there are many, their noise, and what the encoder is shown of each task."""
         rows, size = self._rows, self._sac.batch_size
-        index = torch.randint(
-            rows.num_rows, (size,), generator=self._generator, device=self._device
-        )
-        batch = self._rows.transitions(index)
+        if self._conditioning is None:
+            index = torch.randint(
+                rows.num_rows, (size,), generator=self._generator, device=self._device
+            )
+        else:
+            assert self._bounds is not None
+            tasks = tasks_of_rows(size, len(self._bounds) - 1, self._device)
+            index = rows_of_tasks(self._bounds, tasks, self._generator)
+        batch = rows.transitions(index)
         noise = torch.zeros(0, device=self._device)
         if self._settings.noise > 0.0:
             shape = batch.observation["state"].shape
             noise = torch.randn(shape, generator=self._generator, device=self._device)
-        return batch, noise
+        if self._conditioning is None:
+            return batch, noise, None
+        if self._learns_context:
+            return batch, noise, self._conditioning.batch(tasks, self._generator)
+        places = self._conditioning.draw(
+            torch.arange(self._conditioning.num_tasks, device=self._device), self._generator
+        )
+        latent = self._conditioning.latent(places, self._generator)
+        return told_latent(batch, latent[tasks]), noise, None

@@ -17,9 +17,11 @@ from apprentice.demonstrations.choosing import (
     require_family,
     split_demonstrations,
 )
+from apprentice.demonstrations.context import ContextLibrary, TrainContext, train_context
 from apprentice.demonstrations.dataset import DemonstrationDataset
 from apprentice.demonstrations.digest import digest_of
-from apprentice.demonstrations.format import DemonstrationSet, require_spec
+from apprentice.demonstrations.family import FamilyDemonstrations
+from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet, require_spec
 from apprentice.demonstrations.reading import read_demonstrations
 from apprentice.runs import EXPERT_EPISODE, EXPERT_RECORD
 from apprentice.trajectories import save_trajectory
@@ -55,6 +57,22 @@ class Demonstrated(NamedTuple):
     task_bounds: torch.Tensor | None = (
         None  # [K + 1] where each of a family's tasks begins in `train`
     )
+    context: TrainContext | None = None  # what a policy that infers its task is shown
+    family: FamilyDemonstrations | None = None  # all of it, for the run's folder
+
+
+def tasks_of_rows(size: int, num_tasks: int, device: torch.device) -> torch.Tensor:
+    """Return the task of each row [size] of a family's batch, in which rows come task by task."""
+    return torch.arange(size, device=device) * num_tasks // size
+
+
+def rows_of_tasks(
+    bounds: torch.Tensor, tasks: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Draw a row [B] of each of `tasks` [B], whose own lie between `bounds` [K + 1]."""
+    place = torch.rand(len(tasks), generator=generator, device=bounds.device)
+    counts = bounds[tasks + 1] - bounds[tasks]
+    return bounds[tasks] + torch.minimum((place * counts).long(), counts - 1)
 
 
 class ExpertRecord(NamedTuple):
@@ -161,6 +179,8 @@ def _load_family(
         learned.states if "state" in keys else None,
         family.digest,
         torch.tensor([0, *ends.tolist()], device=device),
+        _shown(experiment, family),
+        family,
     )
     validated = [family.sets[task.task_id].metadata for task in family.tasks("validation")]
     experts = [m.expert.return_mean for m in validated if m.expert and m.expert.return_mean]
@@ -182,6 +202,21 @@ def _load_family(
         first,
     )
     return demonstrated, record
+
+
+def _shown(experiment: Experiment, family: FamilyDemonstrations) -> TrainContext | None:
+    """Return the train tasks' context demonstrations, where the task is inferred from them."""
+    if not experiment.infers_task:
+        return None
+    library = ContextLibrary(family)
+    context = train_context(library, library.tasks("train"), experiment.context.episodes)
+    fewest = int(torch.bincount(context.task).min())
+    if experiment.context.most > fewest:
+        raise DemonstrationError(
+            f"context.most: expected at most {fewest}, as many as every train task has to be shown, found "
+            f"{experiment.context.most}"
+        )
+    return context
 
 
 def keep_expert(folder: Path, expert: ExpertRecord, experiment: Experiment) -> None:

@@ -102,6 +102,7 @@ class Discriminator(nn.Module):
         *,
         airl: bool,
         gamma: float,
+        latent_size: int = 0,
     ) -> None:
         super().__init__()
         self.state_size, self.action_size = state_size, action_size
@@ -110,7 +111,7 @@ class Discriminator(nn.Module):
             "state_action": state_size + action_size,
             "state_next_state": 2 * state_size,
             "state": state_size,
-        }[settings.inputs]
+        }[settings.inputs] + latent_size
         self.judged_size = judged
         self.input_size = 2 * state_size + action_size if airl else judged
         self.score = ScoreNetwork(judged, settings)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch.func import functional_call, grad_and_value
 from torch.nn import functional
 
 from apprentice.config_imitation import DiscriminatorSettings, RewardForm
+from learner.context_update import ContextBatch, ContextParts, ContextState, Inferred
 from learner.discriminator import (
     Discriminator,
     Masks,
@@ -54,9 +55,20 @@ class DiscriminatorNoise(NamedTuple):
 
 
 DiscriminatorUpdate = Callable[
-    [DiscriminatorState, Rows, Rows, DiscriminatorNoise, torch.Tensor], torch.Tensor
+    [
+        DiscriminatorState,
+        Rows,
+        Rows,
+        DiscriminatorNoise,
+        torch.Tensor,
+        ContextState | None,
+        ContextBatch | None,
+    ],
+    torch.Tensor,
 ]
-"""(state, expert rows, policy rows, noise, step-size factor []) -> values of METRICS [5]."""
+"""(state, expert rows, policy rows, noise, step-size factor [], encoder's state, what it is shown) -> values of
+METRICS [5], and of CONTEXT_METRICS [3] where the encoder is trained; rows then come without `latent`, which is put
+behind their other inputs."""
 
 
 def cross_entropy(expert_logits: torch.Tensor, policy_logits: torch.Tensor) -> torch.Tensor:
@@ -87,10 +99,12 @@ def make_discriminator_update(
     settings: DiscriminatorSettings,
     form: RewardForm,
     sloped: torch.Tensor | None = None,
+    context: ContextParts | None = None,
 ) -> DiscriminatorUpdate:
     """Build the update for one setting; the result reads nothing but its arguments.
 
-    `sloped` [X] is 1 for the inputs by which the slope is penalised; None means all.
+    `sloped` [X] is 1 for the inputs by which the slope is penalised; None means all. With `context` the encoder is
+    trained too, by the cross-entropy; the penalty takes `latent` for a constant (SMILe).
     """
     adam = AdamSettings(settings.learning_rate, settings.adam_betas)
     sloping = _WithGradient(discriminator)
@@ -99,12 +113,79 @@ def make_discriminator_update(
         scores: torch.Tensor = functional_call(discriminator, parameters, (rows, masks))
         return scores
 
+    def objective(
+        vector: torch.Tensor,
+        context_vector: torch.Tensor,
+        state: DiscriminatorState,
+        expert: Rows,
+        policy: Rows,
+        noise: DiscriminatorNoise,
+        shown: ContextBatch | None,
+        part: Literal["all", "penalty", "rest"],
+    ) -> tuple[torch.Tensor, _Measured]:
+        """Return the loss and what is measured of it; `part` leaves out the penalty, or all else."""
+        parameters = layout.unflatten(vector)
+        if state.singular_vectors:
+            parameters = spectrally_normalised(parameters, state.singular_vectors)
+        num = len(expert.inputs)
+        zero = torch.zeros((), device=vector.device)
+        loss, entropy_loss, penalty = zero, zero, zero
+        inferred: Inferred | None = None
+        fixed: torch.Tensor | None = None
+        if shown is not None:
+            assert context is not None
+            inferred = context.infer(context_vector, shown)
+            fixed = inferred.latent.detach()
+        if part != "penalty":
+            own, theirs = expert, policy
+            if inferred is not None:
+                own, theirs = _told(expert, inferred.latent), _told(policy, inferred.latent)
+                loss = loss + inferred.loss
+            both = Rows(*(torch.cat(pair) for pair in zip(own, theirs, strict=True)))
+            scores = scored(parameters, both, _part(noise.masks, slice(0, 2 * num)))
+            logits = scores - both.log_probability
+            if noise.mixture is None:
+                entropy_loss = cross_entropy(logits[:num], logits[num:])
+            else:
+                mixed = _mixed(own, theirs, noise.mixture)
+                masks = _part(noise.masks, slice(0, num))
+                mixed_logits = scored(parameters, mixed, masks) - mixed.log_probability
+                entropy_loss = mixed_cross_entropy(mixed_logits, noise.mixture)
+            loss = loss + entropy_loss
+            if settings.entropy_bonus > 0.0:
+                loss = loss - settings.entropy_bonus * decision_entropy(logits)
+            if settings.reward_penalty > 0.0:
+                loss = loss + settings.reward_penalty * reward_size(scores, form)
+        if part != "rest" and settings.penalty != "none":
+            rows = penalised_rows(settings.penalty, expert, policy, noise.uniform)
+            gradient = _penalised_gradient(
+                sloping,
+                parameters,
+                rows if fixed is None else _told(rows, fixed),
+                _part(noise.masks, slice(2 * num, None)),
+                settings.penalty_target,
+                form,
+            )
+            if sloped is not None:
+                gradient = gradient * sloped
+            penalty = gradient_penalty(settings.penalty, gradient)
+            loss = loss + settings.penalty_coefficient * penalty
+        statistics = None if inferred is None else inferred.statistics
+        divergence = zero if inferred is None else inferred.divergence.detach()
+        information = zero if inferred is None else inferred.information.detach()
+        measured = _Measured(
+            entropy_loss.detach(), penalty.detach(), divergence, information, statistics
+        )
+        return loss, measured
+
     def update(
         state: DiscriminatorState,
         expert: Rows,
         policy: Rows,
         noise: DiscriminatorNoise,
         rate_factor: torch.Tensor,
+        context_state: ContextState | None = None,
+        shown: ContextBatch | None = None,
     ) -> torch.Tensor:
         if noise.inputs is not None:
             expert = expert._replace(inputs=expert.inputs + noise.inputs[0])
@@ -113,55 +194,48 @@ def make_discriminator_update(
         if state.singular_vectors:
             move_singular_vectors(layout.unflatten(state.adam.parameters), state.singular_vectors)
 
-        def objective(vector: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-            parameters = layout.unflatten(vector)
-            if state.singular_vectors:
-                parameters = spectrally_normalised(parameters, state.singular_vectors)
-            num = len(expert.inputs)
-            both = Rows(*(torch.cat(pair) for pair in zip(expert, policy, strict=True)))
-            scores = scored(parameters, both, _part(noise.masks, slice(0, 2 * num)))
-            logits = scores - both.log_probability
-            if noise.mixture is None:
-                entropy_loss = cross_entropy(logits[:num], logits[num:])
-            else:
-                mixed = _mixed(expert, policy, noise.mixture)
-                masks = _part(noise.masks, slice(0, num))
-                mixed_logits = scored(parameters, mixed, masks) - mixed.log_probability
-                entropy_loss = mixed_cross_entropy(mixed_logits, noise.mixture)
-            loss = entropy_loss
-            penalty = torch.zeros_like(loss)
-            if settings.penalty != "none":
-                rows = penalised_rows(settings.penalty, expert, policy, noise.uniform)
-                gradient = _penalised_gradient(
-                    sloping,
-                    parameters,
-                    rows,
-                    _part(noise.masks, slice(2 * num, None)),
-                    settings.penalty_target,
-                    form,
-                )
-                if sloped is not None:
-                    gradient = gradient * sloped
-                penalty = gradient_penalty(settings.penalty, gradient)
-                loss = loss + settings.penalty_coefficient * penalty
-            if settings.entropy_bonus > 0.0:
-                loss = loss - settings.entropy_bonus * decision_entropy(logits)
-            if settings.reward_penalty > 0.0:
-                loss = loss + settings.reward_penalty * reward_size(scores, form)
-            return loss, (entropy_loss.detach(), penalty.detach())
-
-        gradient, (loss, (entropy_loss, penalty)) = grad_and_value(objective, has_aux=True)(
-            state.adam.parameters
-        )
-        gradient, norm = clip_by_norm(gradient, settings.max_gradient_norm)
+        nothing = state.adam.parameters[:0]
+        context_vector = nothing if context_state is None else context_state.adam.parameters
+        arguments = (state.adam.parameters, context_vector, state, expert, policy, noise, shown)
+        whole = grad_and_value(objective, argnums=(0, 1), has_aux=True)
+        if settings.max_penalty_gradient_norm is None:
+            (gradient, context_gradient), (loss, measured) = whole(*arguments, "all")
+            gradient, norm = clip_by_norm(gradient, settings.max_gradient_norm)
+        else:
+            (gradient, context_gradient), (loss, measured) = whole(*arguments, "rest")
+            gradient, norm = clip_by_norm(gradient, settings.max_gradient_norm)
+            (steepness, _), (penalty_loss, penalised) = whole(*arguments, "penalty")
+            steepness, _ = clip_by_norm(steepness, settings.max_penalty_gradient_norm)
+            gradient, loss = gradient + steepness, loss + penalty_loss
+            measured = measured._replace(penalty=penalised.penalty)
         accept = torch.isfinite(loss) & torch.isfinite(norm)
         adam_step(state.adam, gradient, adam, rate_factor, accept)
         if settings.weight_decay > 0.0:
             kept = 1.0 - accept * rate_factor * settings.learning_rate * settings.weight_decay
             state.adam.parameters.mul_(kept)
-        return torch.stack([loss, entropy_loss, penalty, norm, (~accept).float()]).detach()
+        values = [loss, measured.cross_entropy, measured.penalty, norm, (~accept).float()]
+        if context_state is not None:
+            assert context is not None and measured.statistics is not None
+            rate = context.settings.learning_rate
+            context_norm = context.step(
+                context_state, context_gradient, measured.statistics, rate_factor, accept, rate
+            )
+            values += [measured.divergence, measured.information, context_norm]
+        return torch.stack(values).detach()
 
     return update
+
+
+class _Measured(NamedTuple):
+    cross_entropy: torch.Tensor
+    penalty: torch.Tensor
+    divergence: torch.Tensor
+    information: torch.Tensor
+    statistics: torch.Tensor | None
+
+
+def _told(rows: Rows, latent: torch.Tensor) -> Rows:
+    return rows._replace(inputs=torch.cat([rows.inputs, latent], dim=1))
 
 
 def _penalised_gradient(

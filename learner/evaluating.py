@@ -138,6 +138,7 @@ def _forward(stream: IO[str], answers: queue.Queue[str]) -> None:
 def evaluate_checkpoint(request: dict[str, Any]) -> dict[str, Any]:
     """Run one evaluation and store its result and first trajectory under `out`."""
     from apprentice.checkpoint import experiment_of, load_policy
+    from apprentice.demonstrations.context import ContextChoice, context_of
     from apprentice.environments import evaluated_tasks
     from apprentice.evaluation import evaluate
     from apprentice.trajectories import save_trajectory
@@ -145,16 +146,21 @@ def evaluate_checkpoint(request: dict[str, Any]) -> dict[str, Any]:
     steps, first_seed = int(request["steps"]), int(request["first_seed"])
     policy, manifest = load_policy(Path(request["checkpoint"]), seed=first_seed)
     experiment = experiment_of(manifest)
+    context = None
+    if experiment.infers_task:
+        library = context_of(Path(request["checkpoint"]))
+        context = ContextChoice(library, size=experiment.context.fewest)
     evaluation = evaluate(
         policy,
         evaluated_tasks(experiment.task, experiment.environment),
         range(first_seed, first_seed + int(request["episodes"])),
-        observation=experiment.reads.policy,
+        observation=experiment.acting_keys,
         settings=experiment.environment,
         deterministic=True,
         max_steps=None,
         keep_trajectories=1,
         deadline_seconds=float(request["deadline_seconds"]),
+        context=context,
     )
     out = Path(request["out"])
     first = evaluation.episodes[0]

@@ -14,7 +14,9 @@ from apprentice.config import Experiment
 from apprentice.networks.encoder import ABSORBING
 from apprentice.types import EnvironmentSpec, Metrics, Transition
 from learner.absorbing import absorbing_share, with_absorbing_states
-from learner.demonstrated import Demonstrated, ExpertRows
+from learner.conditioning import Conditioning, told_latent
+from learner.context_update import CONTEXT_METRICS, ContextBatch
+from learner.demonstrated import Demonstrated, ExpertRows, rows_of_tasks, tasks_of_rows
 from learner.diagnostics import (
     CollapseAlarm,
     diagnose,
@@ -31,6 +33,8 @@ from replay.tasks import Experience
 
 DIAGNOSED_ROWS = 1024
 NORMALISER_RATE = 1e-3
+TOLD = ("task_parameters", "latent")
+"""Observations that say which task a row is of."""
 
 
 class Imitation:
@@ -43,20 +47,23 @@ class Imitation:
         device: torch.device,
         demonstrated: Demonstrated,
         sac: SAC,
+        conditioning: Conditioning | None = None,
     ) -> None:
+        self._conditioning = conditioning
         self._settings = experiment.imitation
         self._experiment, self._device, self._sac = experiment, device, sac
         self._demonstrated = demonstrated
         self._absorbs = sac.absorbs
         self._size = sac.batch_size
         self._generator = torch.Generator(device).manual_seed(experiment.seed + 3)
-        self._sums = torch.zeros(len(METRICS), device=device)
         self._num_summed = 0
         self._mean_square = torch.ones(1, device=device)
         self._collapse = CollapseAlarm(largest_reward(self._settings.reward))
         reward = self._settings.reward
         judges = self._settings.adversarial and reward.override != "recovered"
-        self._judge = Judge(experiment, spec, device, sac) if judges else None
+        self._judge = Judge(experiment, spec, device, sac, conditioning) if judges else None
+        num_metrics = len(METRICS) if self._judge is None else self._judge.num_metrics
+        self._sums = torch.zeros(num_metrics, device=device)
         self._other: Callable[[Transition], torch.Tensor] | None = None
         if reward.recovered_checkpoint is not None:
             self._other = RecoveredReward(reward.recovered_checkpoint, device, spec)
@@ -70,15 +77,41 @@ class Imitation:
             return
         size = settings.batch_size or self._size
         for _ in range(settings.updates):
-            expert = self._expert_batch(size)
-            policy = self._made_absorbing(
-                self._policy_batch(experience, size),
-                absorbing_share(experience.num_transitions, experience.num_terminated),
-            )
-            if settings.mismatched_share > 0.0:
-                policy = self._mismatched(policy, expert)
-            self._sums += self._judge.update(expert, policy, self._generator)
+            expert, policy, shown = self._drawn_for_update(experience, size)
+            self._sums += self._judge.update(expert, policy, self._generator, shown)
             self._num_summed += 1
+            if shown is not None and self._conditioning is not None:
+                self._conditioning.updated()
+
+    def _drawn_for_update(
+        self, experience: Experience, size: int
+    ) -> tuple[Transition, Transition, ContextBatch | None]:
+        """Draw rows of the expert and of the policy, and what the encoder is shown where it is trained.
+
+        All rows of a task are told the same `latent`, inferred from demonstrations drawn now.
+        """
+        expert = self._expert_batch(size)
+        policy = self._made_absorbing(
+            self._policy_batch(experience, size),
+            absorbing_share(experience.num_transitions, experience.num_terminated),
+        )
+        shown = None
+        if self._conditioning is not None:
+            tasks = self._tasks_of(size)
+            if self._conditioning.learned:
+                shown = self._conditioning.batch(tasks, self._generator)
+            else:
+                latent = self._latent_of_tasks(self._generator)[tasks]
+                expert, policy = told_latent(expert, latent), told_latent(policy, latent)
+        if self._settings.discriminator.mismatched_share > 0.0:
+            policy = self._mismatched(policy, expert)
+        return expert, policy, shown
+
+    def _latent_of_tasks(self, generator: torch.Generator) -> torch.Tensor:
+        """Return what demonstrations drawn now say of each task [K, Z]."""
+        assert self._conditioning is not None
+        tasks = torch.arange(self._conditioning.num_tasks, device=self._device)
+        return self._conditioning.latent(self._conditioning.draw(tasks, generator), generator)
 
     def relabel(self, experience: Experience, batch: Transition) -> tuple[Transition, torch.Tensor]:
         """Return the batch that SAC learns on, and its reward [B] by the newest discriminator."""
@@ -86,7 +119,7 @@ class Imitation:
         batch = self._made_absorbing(batch, share)
         num_expert = round(self._settings.demonstration_share * len(batch.discount))
         if num_expert:
-            batch = _replaced(batch, self._expert_batch(num_expert))
+            batch = _replaced(batch, self._told(self._expert_batch(num_expert), self._generator))
         return batch, self._reward(batch, num_expert)
 
     def prepare(self, experience: Experience) -> None:
@@ -95,8 +128,8 @@ class Imitation:
             return
         generator = self._generator.get_state()
         size = self._settings.discriminator.batch_size or self._size
-        policy = self._made_absorbing(experience.sample(size, self._generator), 0.0)
-        self._judge.prepare(self._expert_batch(size), policy, self._generator)
+        expert, policy, shown = self._drawn_for_update(experience, size)
+        self._judge.prepare(expert, policy, self._generator, shown)
         self._generator.set_state(generator)
 
     def example(self, experience: Experience, batch: Transition) -> tuple[Transition, torch.Tensor]:
@@ -115,7 +148,8 @@ class Imitation:
         if self._judge is None:
             return {}
         generator = torch.Generator(self._device).manual_seed(seed)
-        values = dict(zip(METRICS, self._sums.tolist(), strict=True)) if self._num_summed else {}
+        names = METRICS + CONTEXT_METRICS[: len(self._sums) - len(METRICS)]
+        values = dict(zip(names, self._sums.tolist(), strict=True)) if self._num_summed else {}
         result = {f"discriminator/{k}": v / self._num_summed for k, v in values.items()}
         self._sums.zero_()
         self._num_summed = 0
@@ -126,7 +160,9 @@ class Imitation:
             absorbing_share(experience.num_transitions, experience.num_terminated),
             generator,
         )
-        expert = self._expert_batch(DIAGNOSED_ROWS, generator)
+        if self._conditioning is not None:
+            policy = self._conditioning.conditioned(policy, generator)
+        expert = self._told(self._expert_batch(DIAGNOSED_ROWS, generator), generator)
         held_out = self._held_out_batch(generator)
         judge = self._judge
         measured = diagnose(
@@ -213,10 +249,9 @@ class Imitation:
         return _placed(any_age, _rows(recent, places), places)
 
     def _tasks_of(self, size: int) -> torch.Tensor:
-        """Return the task of each row [size] of a family's batch, in which rows come task by task."""
+        """Return the task of each row [size] of a family's batch."""
         assert self._demonstrated.task_bounds is not None
-        num_tasks = len(self._demonstrated.task_bounds) - 1
-        return torch.arange(size, device=self._device) * num_tasks // size
+        return tasks_of_rows(size, len(self._demonstrated.task_bounds) - 1, self._device)
 
     def _mismatched(self, policy: Transition, expert: Transition) -> Transition:
         """Return the batch with a share of its rows replaced by the expert's of other tasks, told to be of the row's.
@@ -226,31 +261,39 @@ class Imitation:
         size = len(policy.discount)
         num = round(self._settings.discriminator.mismatched_share * size)
         places = torch.arange(num, device=self._device) * size // num
-        rows = self._demonstrated.train
+        rows, bounds = self._demonstrated.train, self._demonstrated.task_bounds
+        assert bounds is not None
         index = torch.randint(rows.num_rows, (num,), generator=self._generator, device=self._device)
+        differs = torch.searchsorted(bounds, index, right=True) - 1 != self._tasks_of(size)[places]
         others = rows.transitions(index)
-        told = expert.observation["task_parameters"][places]
-        differs = (told != others.observation["task_parameters"]).any(1)
+        told = {k: expert.observation[k][places] for k in TOLD if k in expert.observation}
         relabelled = others._replace(
-            observation={**others.observation, "task_parameters": told},
-            next_observation={**others.next_observation, "task_parameters": told},
+            observation={**others.observation, **told},
+            next_observation={**others.next_observation, **told},
         )
         return _placed(policy, _rows(relabelled, differs), places[differs])
+
+    def _told(self, expert: Transition, generator: torch.Generator) -> Transition:
+        """Return the expert's rows, which come task by task, with `latent` where the task is inferred."""
+        if self._conditioning is None:
+            return expert
+        tasks = self._tasks_of(len(expert.discount))
+        places = self._conditioning.draw(tasks, generator)
+        return told_latent(expert, self._conditioning.latent(places, generator))
 
     def _expert_batch(self, size: int, generator: torch.Generator | None = None) -> Transition:
         return self._drawn(self._demonstrated.train, size, generator or self._generator)
 
     def _held_out_batch(self, generator: torch.Generator) -> Transition | None:
         held_out = self._demonstrated.held_out
+        if self._conditioning is not None:  # of validation tasks, which have no demonstrations here
+            return None
         return None if held_out is None else self._drawn(held_out, DIAGNOSED_ROWS, generator)
 
     def _drawn(self, rows: ExpertRows, size: int, generator: torch.Generator) -> Transition:
         bounds = self._demonstrated.task_bounds
         if bounds is not None and rows is self._demonstrated.train:
-            tasks = self._tasks_of(size)
-            place = torch.rand(size, generator=generator, device=self._device)
-            counts = bounds[tasks + 1] - bounds[tasks]
-            index = bounds[tasks] + torch.minimum((place * counts).long(), counts - 1)
+            index = rows_of_tasks(bounds, self._tasks_of(size), generator)
         else:
             index = torch.randint(rows.num_rows, (size,), generator=generator, device=self._device)
         share = absorbing_share(rows.num_rows, rows.num_terminated, rows.subsampling)
@@ -290,13 +333,13 @@ def _joined(first: Transition, second: Transition) -> Transition:
 
 
 def _placed(batch: Transition, other: Transition, places: torch.Tensor) -> Transition:
-    """Return a copy of the batch with rows `places` [M] replaced by another's [M]."""
+    """Return a copy of the batch with rows `places` [M] replaced by another's [M]; `context` is left out."""
 
     def put(one: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         return one.index_copy(0, places, new)
 
     return Transition(
-        {k: put(v, other.observation[k]) for k, v in batch.observation.items()},
+        {k: put(v, other.observation[k]) for k, v in batch.observation.items() if k != "context"},
         put(batch.action, other.action),
         put(batch.pre_tanh_action, other.pre_tanh_action),
         put(batch.environment_reward, other.environment_reward),

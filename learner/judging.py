@@ -12,8 +12,11 @@ from apprentice.networks.encoder import ABSORBING
 from apprentice.types import EnvironmentSpec, Transition
 from learner.augmentation import draw_shifts, shift_images
 from learner.compiling import compiled
+from learner.conditioning import Conditioning
+from learner.context_update import CONTEXT_METRICS, ContextBatch
 from learner.discriminator import Discriminator, Rows, spectrally_normalised
 from learner.discriminator_update import (
+    METRICS,
     DiscriminatorNoise,
     DiscriminatorState,
     DiscriminatorUpdate,
@@ -28,7 +31,12 @@ class Judge:
     """A discriminator, its optimiser and its compiled update."""
 
     def __init__(
-        self, experiment: Experiment, spec: EnvironmentSpec, device: torch.device, sac: SAC
+        self,
+        experiment: Experiment,
+        spec: EnvironmentSpec,
+        device: torch.device,
+        sac: SAC,
+        conditioning: Conditioning | None = None,
     ) -> None:
         settings = experiment.imitation.discriminator
         self._settings, self._sac, self._device = settings, sac, device
@@ -36,11 +44,16 @@ class Judge:
         self._keys = experiment.reads.discriminator
         self._random_shift = experiment.network.random_shift
         self._airl = experiment.imitation.method == "airl"
+        self._latent_size = experiment.context.latent_size if "latent" in self._keys else 0
+        learned = conditioning is not None and conditioning.learned and self._latent_size > 0
+        self._conditioning = conditioning if learned else None
+        self.num_metrics = len(METRICS) + (len(CONTEXT_METRICS) if learned else 0)
         size = sum(
             experiment.network.encoder_features
             if key == "pixels"
             else spec.observation[key].shape[0]
             for key in self._keys
+            if key != "latent"
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(experiment.seed + 4)
@@ -50,6 +63,7 @@ class Judge:
                 settings,
                 airl=self._airl,
                 gamma=experiment.sac.gamma,
+                latent_size=self._latent_size,
             ).to(device)
             self._layout = FlatLayout(module)
             vectors = {
@@ -65,11 +79,17 @@ class Judge:
             settings,
             experiment.imitation.reward.form,
             self._sloped(spec, size + sac.absorbs).to(device),
+            None if self._conditioning is None else self._conditioning.parts,
         )
         self._update: DiscriminatorUpdate = compiled(plain, experiment.learner.compile, device)
 
-    def rows(self, batch: Transition, generator: torch.Generator | None = None) -> Rows:
-        """Return what is judged of a batch; images are shifted where a generator is given."""
+    def rows(
+        self, batch: Transition, generator: torch.Generator | None = None, *, told: bool = True
+    ) -> Rows:
+        """Return what is judged of a batch; images are shifted where a generator is given.
+
+        `latent` comes last, and is left out where the rows are not `told` it.
+        """
         with torch.no_grad():
             observation = self._features(batch.observation, generator)
             inputs = self._settings.inputs
@@ -78,6 +98,8 @@ class Judge:
                 parts.append(batch.action)
             if self._airl or inputs == "state_next_state":
                 parts.append(self._features(batch.next_observation, generator))
+            if self._latent_size and told:
+                parts.append(batch.observation["latent"])
             log_probability = torch.zeros_like(batch.discount)
             if self._airl:
                 log_probability = self._sac.log_probability(
@@ -117,22 +139,42 @@ class Judge:
             view.copy_(tensors[name])
 
     def update(
-        self, expert: Transition, policy: Transition, generator: torch.Generator
+        self,
+        expert: Transition,
+        policy: Transition,
+        generator: torch.Generator,
+        shown: ContextBatch | None = None,
     ) -> torch.Tensor:
-        """Make one update; return the values of METRICS."""
-        rows = self.rows(expert, generator), self.rows(policy, generator)
+        """Make one update; return the values of METRICS, and of CONTEXT_METRICS where `shown` trains the encoder."""
+        told = shown is None
+        rows = self.rows(expert, generator, told=told), self.rows(policy, generator, told=told)
         noise = self._draw_noise(rows[0], generator)
-        return self._update(self._state, *rows, noise, self._sac.rate_factor)
+        state = None
+        if shown is not None:
+            assert self._conditioning is not None
+            state = self._conditioning.state
+        return self._update(self._state, *rows, noise, self._sac.rate_factor, state, shown)
 
-    def prepare(self, expert: Transition, policy: Transition, generator: torch.Generator) -> None:
+    def prepare(
+        self,
+        expert: Transition,
+        policy: Transition,
+        generator: torch.Generator,
+        shown: ContextBatch | None = None,
+    ) -> None:
         """Compile the update on copies of the state."""
         copies = DiscriminatorState(
             AdamState(*(tensor.clone() for tensor in self._state.adam)),
             {name: vector.clone() for name, vector in self._state.singular_vectors.items()},
         )
-        rows = self.rows(expert), self.rows(policy)
+        told = shown is None
+        rows = self.rows(expert, told=told), self.rows(policy, told=told)
         noise = self._draw_noise(rows[0], generator)
-        self._update(copies, *rows, noise, self._sac.rate_factor.clone())
+        state = None
+        if shown is not None:
+            assert self._conditioning is not None
+            state = self._conditioning.copied_state()
+        self._update(copies, *rows, noise, self._sac.rate_factor.clone(), state, shown)
 
     def state_views(self) -> dict[str, Tensors]:
         """Return all tensors of the state, by the file they are stored in."""
@@ -190,6 +232,7 @@ class Judge:
             parts.append(torch.ones(spec.action_size))
         if self._airl or inputs == "state_next_state":
             parts.append(observed)
+        parts.append(torch.zeros(self._latent_size))
         return torch.cat(parts)
 
     def _draw_noise(self, rows: Rows, generator: torch.Generator) -> DiscriminatorNoise:

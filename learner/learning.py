@@ -15,15 +15,17 @@ from apprentice.config import Experiment
 from apprentice.profiling import Profile
 from apprentice.types import EnvironmentSpec, Metrics, Segment, SegmentId, Transition
 from learner.cloning import Cloning
+from learner.conditioning import Conditioning
 from learner.demonstrated import Demonstrated
 from learner.imitation import Imitation
+from learner.pretraining import pretrain
 from learner.sac import SAC, Tensors
 from replay.rings import Ring
 from replay.tables import signed
 from replay.tasks import Experience, TaskRings
 
-_IMITATION = "imitation."
-"""Begins the names of a checkpoint's tensors that are not SAC's."""
+_IMITATION, _CONDITIONING = "imitation.", "conditioning."
+"""Begin the names of a checkpoint's tensors that are not SAC's."""
 
 
 class Counters(NamedTuple):
@@ -54,7 +56,10 @@ class Learning:
         self.profile = profile or Profile()
         replay = experiment.replay
         self.sac = SAC(experiment, specs[0], device, experiment.seed)
-        self.rings = [Ring(spec, replay.capacity, replay.segment_length, device) for spec in specs]
+        self.rings = [
+            Ring(spec, replay.capacity, replay.segment_length, device, replay.context_size)
+            for spec in specs
+        ]
         self.experience: Experience = self.rings[0]
         if len(self.rings) > 1:
             self.experience = TaskRings(self.rings, replay.tasks_per_batch)
@@ -66,6 +71,7 @@ class Learning:
         self.demonstrations = "" if demonstrated is None else demonstrated.digest
         self.imitation: Imitation | None = None
         self.cloning: Cloning | None = None
+        self.conditioning: Conditioning | None = None
         if experiment.imitation.method != "none":
             if demonstrated is None:
                 raise ValueError(
@@ -73,10 +79,27 @@ class Learning:
                 )
             if not self._normalised and demonstrated.states is not None:
                 self._fit_normaliser(demonstrated.states.to(device))
+            if demonstrated.context is not None:
+                self.conditioning = Conditioning(experiment, device, demonstrated.context, self.sac)
             if experiment.imitation.method == "bc":
-                self.cloning = Cloning(experiment, device, demonstrated, self.sac)
+                self.cloning = Cloning(
+                    experiment, device, demonstrated, self.sac, self.conditioning
+                )
             else:
-                self.imitation = Imitation(experiment, specs[0], device, demonstrated, self.sac)
+                self.imitation = Imitation(
+                    experiment, specs[0], device, demonstrated, self.sac, self.conditioning
+                )
+
+    def pretrain(self) -> None:
+        """Give the context encoder its start, where one is asked for; for a run that begins."""
+        if self.conditioning is not None and self.experiment.context.pretrain_updates:
+            pretrain(
+                self.experiment,
+                self.specs[0],
+                self.conditioning,
+                self.sac.normaliser,
+                self.device,
+            )
 
     @property
     def warm(self) -> bool:
@@ -147,6 +170,8 @@ class Learning:
         reward = batch.environment_reward
         if self.imitation is not None:
             self.imitation.learn(self.experience, self.counters.updates)
+            if self.conditioning is not None:
+                batch = self.conditioning.conditioned(batch, self._generator)
             batch, reward = self.imitation.relabel(self.experience, batch)
             self.profile.lap("discriminator")
         self.last_batch = batch
@@ -174,6 +199,8 @@ class Learning:
         reward = batch.environment_reward
         if self.imitation is not None:
             self.imitation.prepare(self.experience)
+            if self.conditioning is not None:
+                batch = self.conditioning.conditioned(batch, self._generator)
             batch, reward = self.imitation.example(self.experience, batch)
         self.sac.prepare(batch, reward)
         self._generator.set_state(generator)
@@ -240,21 +267,28 @@ class Learning:
         groups["policy"] = self.sac.policy_tensors(averaged=True)
         groups["random"]["sampling_generator"] = self._generator.get_state()
         groups["rings"] = {"identities": self.identities()}
-        for part in (self.imitation, self.cloning):
-            if part is not None:
-                for group, tensors in part.state_tensors().items():
-                    groups[group] |= {_IMITATION + k: t for k, t in tensors.items()}
+        for prefix, part in self._parts():
+            for group, tensors in part.state_tensors().items():
+                groups[group] |= {prefix + k: t for k, t in tensors.items()}
         return groups
+
+    def _parts(self) -> list[tuple[str, Imitation | Cloning | Conditioning]]:
+        """Return what has a state beside SAC's, with what its tensors' names begin with."""
+        parts = (
+            (_IMITATION, self.imitation),
+            (_IMITATION, self.cloning),
+            (_CONDITIONING, self.conditioning),
+        )
+        return [(prefix, part) for prefix, part in parts if part is not None]
 
     def load_state(
         self, groups: Mapping[str, Tensors], counters: Counters, normalised: bool
     ) -> None:
         """Continue from `state_tensors` and counters; the rings are filled again by `refill`."""
-        own, imitation = _split(groups)
+        own, others = _split(groups)
         sampling = own["random"].pop("sampling_generator")
-        for part in (self.imitation, self.cloning):
-            if part is not None:
-                part.load_state_tensors(imitation)
+        for prefix, part in self._parts():
+            part.load_state_tensors(others[prefix])
         self.sac.load_state_tensors(own, counters.updates)
         self._generator.set_state(sampling)
         self.counters = counters
@@ -299,16 +333,21 @@ class Learning:
         self.sac.set_normaliser(states.mean(0), 1.0 / deviation)
 
 
-def _split(groups: Mapping[str, Tensors]) -> tuple[dict[str, Tensors], dict[str, Tensors]]:
-    """Return SAC's tensors and imitation's, by the file they were stored in."""
+def _split(
+    groups: Mapping[str, Tensors],
+) -> tuple[dict[str, Tensors], dict[str, dict[str, Tensors]]]:
+    """Return SAC's tensors, and others' by their prefix, each by the file they were stored in."""
     own: dict[str, Tensors] = {}
-    imitation: dict[str, Tensors] = {}
+    others: dict[str, dict[str, Tensors]] = {_IMITATION: {}, _CONDITIONING: {}}
     for group in ("networks", "optimiser", "random"):
-        tensors = groups[group]
-        theirs = [name for name in tensors if name.startswith(_IMITATION)]
-        imitation[group] = {name.removeprefix(_IMITATION): tensors[name] for name in theirs}
-        own[group] = {name: t for name, t in tensors.items() if name not in theirs}
-    return own, imitation
+        left = dict(groups[group])
+        for prefix, theirs in others.items():
+            names = [name for name in left if name.startswith(prefix)]
+            found = {name.removeprefix(prefix): left.pop(name) for name in names}
+            if found or prefix == _IMITATION:
+                theirs[group] = found
+        own[group] = left
+    return own, others
 
 
 def _take(batch: Transition, rows: torch.Tensor | slice) -> Transition:

@@ -11,14 +11,19 @@ from torch import nn
 from torch.func import functional_call
 
 from apprentice.config import Experiment
-from apprentice.networks import build_policy, log_probability, log_probability_of_sample
+from apprentice.networks import (
+    build_policy,
+    log_probability,
+    log_probability_of_sample,
+    with_latent,
+)
 from apprentice.networks.encoder import ABSORBING, TORSO_PREFIX, ObservationEncoder
 from apprentice.types import ArraySpec, EnvironmentSpec, Metrics, Transition
 from learner.absorbing import uses_absorbing_states
 from learner.augmentation import draw_shifts
 from learner.compiling import compiled
 from learner.critics import TwinCritic
-from learner.flat import AdamState, adam_state
+from learner.flat import AdamState, FlatLayout, adam_state
 from learner.sac_update import (
     METRICS,
     POLICY_METRICS,
@@ -151,6 +156,11 @@ class SAC:
         return result
 
     @property
+    def policy_layout(self) -> FlatLayout:
+        """Where the policy's own parameters lie in its state's vector."""
+        return self._parts.policy_layout
+
+    @property
     def batch_size(self) -> int:
         """Transitions per update."""
         return self._settings.batch_size
@@ -216,6 +226,9 @@ class SAC:
             if "state" in encoder.keys:
                 encoder.state_mean.copy_(mean)
                 encoder.state_scale.copy_(scale)
+        if self.policy.context is not None:
+            self.policy.context.state_mean.copy_(mean)
+            self.policy.context.state_scale.copy_(scale)
 
     def state_tensors(self) -> dict[str, Tensors]:
         """Return copies of everything an exact continuation needs, by the file it is stored in."""
@@ -322,7 +335,7 @@ def _build_critic(experiment: Experiment, spec: EnvironmentSpec, absorbs: bool) 
         keys += (ABSORBING,)
         more = {ABSORBING: ArraySpec((1,), "float32")}
         spec = replace(spec, observation={**spec.observation, **more})
-    return TwinCritic(spec, keys, experiment.network)
+    return TwinCritic(with_latent(experiment, spec), keys, experiment.network)
 
 
 class _PixelPath(nn.Module):

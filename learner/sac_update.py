@@ -9,7 +9,11 @@ import torch
 from torch.func import functional_call, grad_and_value
 
 from apprentice.config import SACSettings
-from apprentice.networks import SquashedGaussianPolicy, log_probability_of_sample
+from apprentice.networks import (
+    CONTEXT_PREFIX,
+    SquashedGaussianPolicy,
+    log_probability_of_sample,
+)
 from apprentice.networks.encoder import ABSORBING, TORSO_PREFIX
 from apprentice.types import Transition
 from learner.augmentation import shift_images
@@ -86,14 +90,20 @@ class UpdateParts(NamedTuple):
 
 
 def update_parts(critic: TwinCritic, policy: SquashedGaussianPolicy) -> UpdateParts:
-    """Lay out the parameters of both networks; a shared torso belongs to the critics."""
+    """Lay out the parameters of both networks; a shared torso belongs to the critics, a context encoder to neither."""
     shares = critic.encoder.torso is not None and policy.encoder.torso is not None
     return UpdateParts(
         critic,
         policy,
         FlatLayout(critic),
         FlatLayout(critic, lambda name: not name.startswith(TORSO_PREFIX)),
-        FlatLayout(policy, lambda name: not (shares and name.startswith(TORSO_PREFIX))),
+        FlatLayout(
+            policy,
+            lambda name: (
+                not (shares and name.startswith(TORSO_PREFIX))
+                and not name.startswith(CONTEXT_PREFIX)
+            ),
+        ),
     )
 
 

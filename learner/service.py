@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from pydantic import JsonValue
 
 from apprentice.config import Experiment
+from apprentice.demonstrations.context import TrainContext
 from apprentice.ports import describe_holder, is_free
 from apprentice.profiling import Span
 from apprentice.rpc.messages import (
@@ -71,12 +72,16 @@ class LearnerService:
         run: str = "",
         lease_seconds: float = 30.0,
         token: str | None = None,
+        context: TrainContext | None = None,
     ) -> None:
-        """Prepare to serve; with a `token`, only to those who know it."""
+        """Prepare to serve; with a `token`, only to those who know it.
+
+        `context` are the demonstrations that actors show the policy, where it infers its task.
+        """
         self.address, self._host, self._port = f"{host}:{port}", host, port
         """HOST:PORT, with the real port once it listens."""
         self._leases = Leases(lease_seconds)
-        self._handler = _Handler(experiment, specs, run, self._leases)
+        self._handler = _Handler(experiment, specs, run, self._leases, context)
         self._health = health.HealthServicer()
         self._server = grpc.server(
             ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="rpc"),
@@ -186,7 +191,10 @@ class _Handler(pb_grpc.LearnerServicer):
         specs: Sequence[EnvironmentSpec],
         run: str,
         leases: Leases,
+        context: TrainContext | None,
     ) -> None:
+        self._context = None if context is None else encode_policy(0, context.tensors())
+        self._context_sha256 = "" if self._context is None else self._context.header.sha256.hex()
         self._experiment_json = experiment.model_dump_json()
         self._specs = tuple(specs)
         self._run = run
@@ -260,7 +268,20 @@ class _Handler(pb_grpc.LearnerServicer):
             environment_json=[json.dumps(spec.to_dict()) for spec in self._specs],
             run=self._run,
             policy_version=self._policy_version,
+            context_sha256=self._context_sha256,
         )
+
+    def GetContext(
+        self, request: pb.GetContextRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.PolicyChunk]:
+        if self._context is None or request.sha256 != self._context_sha256:
+            _refuse(
+                context,
+                grpc.StatusCode.NOT_FOUND,
+                f"context: expected {self._context_sha256 or 'to be asked for none'}, found "
+                f"{request.sha256[:LONGEST_NAME]!r}; join again",
+            )
+        yield from self._context.chunks()
 
     def Heartbeat(
         self, request: pb.HeartbeatRequest, context: grpc.ServicerContext

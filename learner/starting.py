@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from apprentice import exit_codes
 from apprentice.checkpoint_format import CheckpointError
 from apprentice.config import Experiment
+from apprentice.demonstrations.context import keep_context
 from apprentice.demonstrations.format import DemonstrationError
 from apprentice.environments import experiment_specs
 from apprentice.experiments import ExperimentError, load_resolved
@@ -122,8 +123,19 @@ def _run(
     except (ValueError, CheckpointError) as error:  # of what a reward is to be read from
         raise CannotResume(str(error)) from error
     resumed = resume(folder.checkpoints, learning, experiment, spec)
+    context = None if demonstrated is None else demonstrated.context
+    if demonstrated is not None and demonstrated.family is not None and context is not None:
+        keep_context(folder.context, demonstrated.family)
+    if resumed is None:
+        learning.pretrain()
     service = LearnerService(
-        experiment, specs, addresses.host, addresses.port, folder.path.name, token=token
+        experiment,
+        specs,
+        addresses.host,
+        addresses.port,
+        folder.path.name,
+        token=token,
+        context=context,
     )
     service.start()
     reader = FeedReader(addresses.replay, specs, experiment.replay)

@@ -46,7 +46,7 @@ def make_tables(specs: Sequence[EnvironmentSpec], settings: ReplaySettings) -> l
     reverb = load_reverb()
     import tensorflow  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
-    num_bytes = SegmentFormat(specs, settings.segment_length).num_bytes
+    num_bytes = SegmentFormat(specs, settings.segment_length, settings.context_size).num_bytes
     signature = [tensorflow.TensorSpec([num_bytes], "uint8", name=COLUMN)]
     sizes = table_sizes(specs, settings)
     durable = [
@@ -71,7 +71,7 @@ class Connection:
     ) -> None:
         self.address = address
         self._host, self._port = split_address(address)
-        self.format = SegmentFormat(specs, settings.segment_length)
+        self.format = SegmentFormat(specs, settings.segment_length, settings.context_size)
         self._sizes = table_sizes(specs, settings)
         self._lock = threading.Lock()
         self._down = False

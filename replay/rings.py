@@ -1,7 +1,7 @@
 """A task's newest transitions on the learner's device, drawn at memory speed.
 
 One row of float32 holds all of a transition but its pixels:
-`observation keys | action | pre_tanh_action | environment_reward | discount | next observation keys`,
+`observation keys | action | pre_tanh_action | environment_reward | discount | next observation keys | context`,
 so that a batch is one `index_select`. Pixels are stored once a frame; a transition points at the first
 frame of its stack, and its next stack begins one frame later.
 
@@ -40,10 +40,12 @@ class Ring:
         capacity: int,
         segment_length: int,
         device: torch.device | str = "cpu",
+        context_size: int = 0,
     ) -> None:
         """Hold up to `capacity` transitions, or one segment where that is more.
 
-        Memory is taken as it fills, on a CPU.
+        Memory is taken as it fills, on a CPU. With `context_size` C, batches have `context` [B, C] among their
+        observations: the numbers of the demonstrations that the actor was shown, as float32.
         """
         self.spec = spec
         self.capacity = max(capacity, segment_length)
@@ -52,7 +54,8 @@ class Ring:
         self._shapes = [spec.observation[key].shape for key in self._keys]
         widths = [int(np.prod(shape)) for shape in self._shapes]
         size = spec.action_size
-        self._widths = [*widths, size, size, 1, 1, *widths]
+        self._context_size = context_size
+        self._widths = [*widths, size, size, 1, 1, *widths, context_size]
         self._rows = CircularRows(self.capacity, (sum(self._widths),), torch.float32, self.device)
         self._successors = torch.empty(self.capacity, dtype=torch.int64, device=self.device)
         self._stack = spec.num_leading_frames("pixels") if "pixels" in spec.observation else 0
@@ -247,6 +250,9 @@ class Ring:
         parts += [segment.action[:length], segment.pre_tanh_action[:length]]
         parts += [segment.environment_reward[:length, None], segment.discount[:length, None]]
         parts += [observation[1:] for observation in observations]
+        parts.append(
+            np.broadcast_to(segment.context[: self._context_size], (length, self._context_size))
+        )
         return np.concatenate(parts, axis=1, out=rows)
 
     def _link(self, stored: StoredSegment) -> None:
@@ -316,6 +322,8 @@ class Ring:
             observation[key] = value if len(shape) == 1 else value.reshape(-1, *shape)
             next_observation[key] = after if len(shape) == 1 else after.reshape(-1, *shape)
         action, pre_tanh_action, environment_reward, discount = parts[num_keys : num_keys + 4]
+        if self._context_size:
+            observation["context"] = parts[-1]
         return Transition(
             observation,
             action,

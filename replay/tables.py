@@ -200,22 +200,20 @@ def table_sizes(specs: Sequence[EnvironmentSpec], settings: ReplaySettings) -> d
 
 def replay_digest(specs: Sequence[EnvironmentSpec], settings: ReplaySettings) -> str:
     """Return 16 hex digits that change with whatever makes a stored table unfit: specs, sizes, format."""
-    return format(
-        _digest64(
-            [
-                FORMAT_VERSION,
-                [spec.to_dict() for spec in specs],
-                table_sizes(specs, settings),
-                settings.segment_length,
-            ]
-        ),
-        "016x",
-    )
+    described = [
+        FORMAT_VERSION,
+        [spec.to_dict() for spec in specs],
+        table_sizes(specs, settings),
+        settings.segment_length,
+    ]
+    if settings.context_size:
+        described.append(settings.context_size)
+    return format(_digest64(described), "016x")
 
 
 def full_tables_bytes(specs: Sequence[EnvironmentSpec], settings: ReplaySettings) -> int:
     """Return what the server's process needs at most once every table is full, in bytes."""
-    num_bytes = SegmentFormat(specs, settings.segment_length).num_bytes
+    num_bytes = SegmentFormat(specs, settings.segment_length, settings.context_size).num_bytes
     return REVERB_BASE_BYTES + sum(table_sizes(specs, settings).values()) * (
         num_bytes + _ITEM_BYTES
     )

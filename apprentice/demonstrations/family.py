@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -159,10 +159,10 @@ def write_family(
     return index
 
 
-def read_family(folder: Path) -> FamilyDemonstrations:
+def read_family(folder: Path, roles: Sequence[Role] = ROLES) -> FamilyDemonstrations:
     """Return what a folder holds; refused whole where a file is missing, was changed, or is of another task.
 
-    Raises DemonstrationError.
+    Every task must have episodes of each of `roles`. Raises DemonstrationError.
     """
     path = folder / INDEX
     try:
@@ -179,11 +179,11 @@ def read_family(folder: Path) -> FamilyDemonstrations:
         raise DemonstrationError(f"{path}: {problems}") from None
     sets = {}
     for task in index.tasks:
-        sets[task.task_id] = _read_task(folder, task)
+        sets[task.task_id] = _read_task(folder, task, roles)
     return FamilyDemonstrations(index, sets, digest_of(path))
 
 
-def _read_task(folder: Path, task: TaskEntry) -> DemonstrationSet:
+def _read_task(folder: Path, task: TaskEntry, roles: Sequence[Role]) -> DemonstrationSet:
     file = folder / f"{task.task_id}.hdf5"
     if not file.is_file():
         raise DemonstrationError(
@@ -202,7 +202,7 @@ def _read_task(folder: Path, task: TaskEntry) -> DemonstrationSet:
     beyond = sorted(n for n in task.context + task.query if not 0 <= n < num)
     if beyond:
         raise DemonstrationError(f"{file}: episodes: expected numbers below {num}, found {beyond}")
-    if not task.context or not task.query:
+    if any(not (task.context if role == "context" else task.query) for role in roles):
         raise DemonstrationError(
             f"{file}: expected one episode or more to show and to imitate, found {len(task.context)} and "
             f"{len(task.query)}"

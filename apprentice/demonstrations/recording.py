@@ -122,7 +122,7 @@ class _Recording:
         self, task: str, num_episodes: int, minimum_return: float | None, num_measured: int
     ) -> DemonstrationSet:
         """Return episodes of one task."""
-        experiment, keys = self._experiment, self._experiment.reads.policy
+        experiment, keys = self._experiment, self._experiment.acting_keys
         tried = num_episodes if minimum_return is None else 5 * num_episodes
         num = max(tried, num_measured)
         evaluation = evaluate(
@@ -165,7 +165,7 @@ class _Recording:
 
     def _random_return(self, task: str) -> float:
         """Return the mean return of uniformly random actions."""
-        spec = environment_spec(task, self._experiment.reads.policy, self._experiment.environment)
+        spec = environment_spec(task, self._experiment.acting_keys, self._experiment.environment)
         return evaluate(
             UniformPolicy(spec, seed=self._first_seed),
             task,

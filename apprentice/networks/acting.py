@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
+from apprentice.networks.context import Shown
 from apprentice.networks.policy import SquashedGaussianPolicy
 from apprentice.types import ActionBatch, EnvironmentSpec, Observation
 
@@ -25,11 +26,46 @@ class Policy:
         self._module = module.eval()
         self._generator = torch.Generator().manual_seed(seed)
         self._tensors = module.state_dict()
+        self._latent = torch.zeros(0, 0)
+
+    @property
+    def infers_task(self) -> bool:
+        """Whether demonstrations must be shown before this policy acts."""
+        return self._module.context is not None
+
+    def show(self, place: int, demonstrations: Sequence[np.ndarray], deterministic: bool) -> None:
+        """Show the policy one or more demonstrations [L, 2 O + A] of the task that environment `place` plays.
+
+        What they say, the belief's mean or a sample of it, stays until others are shown.
+        """
+        encoder = self._module.context
+        if encoder is None or not demonstrations:
+            raise ValueError("expected a policy that infers its task, and demonstrations to show")
+        with torch.inference_mode():
+            belief, _, _ = encoder(shown_together([demonstrations]))
+            latent = belief.mean[0]
+            if not deterministic:
+                noise = torch.randn(belief.mean.shape, generator=self._generator)
+                latent = belief.sample(noise)[0]
+            missing = place + 1 - len(self._latent)
+            if missing > 0:
+                more = torch.zeros(missing, len(latent))
+                self._latent = torch.cat([self._latent.reshape(-1, len(latent)), more])
+            self._latent[place] = latent
+
+    def latent(self, num: int) -> np.ndarray:
+        """Return what environments 0 to `num` - 1 are inferred to play [num, Z]."""
+        return self._latent[:num].numpy().copy()
 
     def act(self, observation: Observation, deterministic: bool = False) -> ActionBatch:
         """Choose an action for each of K observations: tanh of the mean, or of a sample."""
         with torch.inference_mode():
-            inputs = {key: torch.from_numpy(observation[key]) for key in self._module.encoder.keys}
+            inputs = {
+                key: self._latent[: len(next(iter(observation.values())))]
+                if key == "latent"
+                else torch.from_numpy(observation[key])
+                for key in self._module.encoder.keys
+            }
             pre_tanh, log_std = self._module(inputs)
             if not deterministic:
                 noise = torch.randn(pre_tanh.shape, generator=self._generator)
@@ -61,6 +97,22 @@ class Policy:
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self._tensors[name].copy_(tensor)
+
+
+def shown_together(contexts: Sequence[Sequence[np.ndarray]]) -> Shown:
+    """Return demonstrations [L, 2 O + A], one or more for each of K contexts, padded to the longest and the most."""
+    most = max(len(demonstrations) for demonstrations in contexts)
+    longest = max(len(steps) for demonstrations in contexts for steps in demonstrations)
+    width = contexts[0][0].shape[1]
+    steps = np.zeros((len(contexts), most, longest, width), np.float32)
+    mask = np.zeros(steps.shape[:3], bool)
+    for number, demonstrations in enumerate(contexts):
+        for place, demonstration in enumerate(demonstrations):
+            steps[number, place, : len(demonstration)] = demonstration
+            mask[number, place, : len(demonstration)] = True
+    return Shown(
+        torch.from_numpy(steps), torch.from_numpy(mask), torch.from_numpy(mask.any(axis=2))
+    )
 
 
 class UniformPolicy:

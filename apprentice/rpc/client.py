@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import grpc
+import torch
 
 from apprentice.config import Experiment
 from apprentice.profiling import Span
@@ -28,6 +29,8 @@ from apprentice.rpc.messages import (
     LARGEST_MESSAGE_BYTES,
     PROTOCOL_VERSION,
     EpisodeReport,
+    PolicyAssembler,
+    TornPolicy,
     span_messages,
 )
 from apprentice.rpc.subscription import PolicySubscription
@@ -35,6 +38,8 @@ from apprentice.rpc.v1 import learner_pb2 as pb
 from apprentice.rpc.v1 import learner_pb2_grpc as pb_grpc
 from apprentice.types import EnvironmentSpec
 
+CONTEXT_SECONDS = 30.0
+"""Deadline of the one call that may bring much."""
 Action = Literal["pause", "resume", "stop", "checkpoint"]
 
 _ACTIONS = {
@@ -74,6 +79,7 @@ class Membership(NamedTuple):
     lease_seconds: float
     run: str
     policy_version: int  # 0: none yet, act uniformly at random
+    context_sha256: str = ""  # of the demonstrations to show; "" where the policy infers no task
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,26 @@ class LearnerClient:
             reply.lease_seconds,
             reply.run,
             reply.policy_version,
+            reply.context_sha256,
         )
+
+    def context(self, sha256: str) -> dict[str, torch.Tensor]:
+        """Return the demonstrations of this digest as named tensors.
+
+        Raises Refused where the learner has others, LearnerUnavailable where they do not arrive whole.
+        """
+        request = pb.GetContextRequest(sha256=sha256)
+        assembler = PolicyAssembler()
+        try:
+            for chunk in self._stub.GetContext(request, timeout=CONTEXT_SECONDS):
+                whole = assembler.add(chunk)
+                if whole is not None:
+                    return whole.tensors
+        except grpc.RpcError as error:
+            raise _translated(error, self._address) from error
+        except TornPolicy as error:
+            raise LearnerUnavailable(f"the demonstrations to show: {error}") from error
+        raise LearnerUnavailable("the demonstrations to show ended before they were whole")
 
     def heartbeat(self, report: ActorReport) -> HeartbeatReply:
         """Renew the lease. Raises NotAMember where it has ended, LearnerUnavailable where nobody answers."""

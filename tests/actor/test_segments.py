@@ -56,7 +56,7 @@ def test_a_segment_says_who_made_it_and_which_policy_was_the_newest() -> None:
     first, second = build([FakeEnvironment()], 8)
     assert (first.task, first.actor, first.incarnation) == (0, 3, 2**64 - 5)
     assert (first.policy_version, second.policy_version) == (3, 7)
-    assert first.context.tolist() == [0, 0]
+    assert first.context.tolist() == [-1, -1]
 
 
 def test_padding_is_zero_and_rows_before_it_are_not_touched() -> None:

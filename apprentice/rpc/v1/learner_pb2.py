@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61pprentice/rpc/v1/learner.proto\x12\x11\x61pprentice.rpc.v1\"\x8f\x01\n\x0bJoinRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x11\n\x04slot\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\x12\x65nvironment_digest\x18\x06 \x01(\tB\x07\n\x05_slot\"\x88\x01\n\tJoinReply\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x15\n\rlease_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x65xperiment_json\x18\x03 \x01(\t\x12\x18\n\x10\x65nvironment_json\x18\x04 \x03(\t\x12\x0b\n\x03run\x18\x05 \x01(\t\x12\x16\n\x0epolicy_version\x18\x06 \x01(\x04\"a\n\rEpisodeReport\x12\x0c\n\x04task\x18\x01 \x01(\r\x12\x1a\n\x12\x65nvironment_return\x18\x02 \x01(\x01\x12\x0e\n\x06length\x18\x03 \x01(\r\x12\x16\n\x0epolicy_version\x18\x04 \x01(\x04\"4\n\x04Span\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\r\n\x05units\x18\x03 \x01(\x04\"\xe2\x01\n\x10HeartbeatRequest\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x18\n\x10steps_per_second\x18\x04 \x01(\x01\x12\x16\n\x0epolicy_version\x18\x05 \x01(\x04\x12\x32\n\x08\x65pisodes\x18\x06 \x03(\x0b\x32 .apprentice.rpc.v1.EpisodeReport\x12\x0e\n\x06\x66\x61ults\x18\x07 \x01(\x04\x12&\n\x05spans\x18\x08 \x03(\x0b\x32\x17.apprentice.rpc.v1.Span\"G\n\x0eHeartbeatReply\x12\r\n\x05leave\x18\x01 \x01(\x08\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x04\"X\n\x15StreamPoliciesRequest\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x1c\n\x14known_policy_version\x18\x03 \x01(\x04\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\"y\n\x0cPolicyHeader\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x04\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12.\n\x07tensors\x18\x04 \x03(\x0b\x32\x1d.apprentice.rpc.v1.TensorSpec\"l\n\x0bPolicyChunk\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.apprentice.rpc.v1.PolicyHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\x0f\n\x05\x61live\x18\x03 \x01(\x08H\x00\x42\t\n\x07\x63ontent\"\x12\n\x10GetStatusRequest\"l\n\x0eGetStatusReply\x12\x13\n\x0bstatus_json\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x0f\n\x07updates\x18\x04 \x01(\x04\x12\x16\n\x0epolicy_version\x18\x05 \x01(\x04\"\xb9\x01\n\x0e\x43ontrolRequest\x12\x38\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32(.apprentice.rpc.v1.ControlRequest.Action\"m\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x41\x43TION_PAUSE\x10\x01\x12\x11\n\rACTION_RESUME\x10\x02\x12\x0f\n\x0b\x41\x43TION_STOP\x10\x03\x12\x15\n\x11\x41\x43TION_CHECKPOINT\x10\x04\"\x0e\n\x0c\x43ontrolReply2\xa6\x03\n\x07Learner\x12\x44\n\x04Join\x12\x1e.apprentice.rpc.v1.JoinRequest\x1a\x1c.apprentice.rpc.v1.JoinReply\x12S\n\tHeartbeat\x12#.apprentice.rpc.v1.HeartbeatRequest\x1a!.apprentice.rpc.v1.HeartbeatReply\x12\\\n\x0eStreamPolicies\x12(.apprentice.rpc.v1.StreamPoliciesRequest\x1a\x1e.apprentice.rpc.v1.PolicyChunk0\x01\x12S\n\tGetStatus\x12#.apprentice.rpc.v1.GetStatusRequest\x1a!.apprentice.rpc.v1.GetStatusReply\x12M\n\x07\x43ontrol\x12!.apprentice.rpc.v1.ControlRequest\x1a\x1f.apprentice.rpc.v1.ControlReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61pprentice/rpc/v1/learner.proto\x12\x11\x61pprentice.rpc.v1\"\x8f\x01\n\x0bJoinRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0b\n\x03pid\x18\x04 \x01(\r\x12\x11\n\x04slot\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1a\n\x12\x65nvironment_digest\x18\x06 \x01(\tB\x07\n\x05_slot\"\xa0\x01\n\tJoinReply\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x15\n\rlease_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x65xperiment_json\x18\x03 \x01(\t\x12\x18\n\x10\x65nvironment_json\x18\x04 \x03(\t\x12\x0b\n\x03run\x18\x05 \x01(\t\x12\x16\n\x0epolicy_version\x18\x06 \x01(\x04\x12\x16\n\x0e\x63ontext_sha256\x18\x07 \x01(\t\"a\n\rEpisodeReport\x12\x0c\n\x04task\x18\x01 \x01(\r\x12\x1a\n\x12\x65nvironment_return\x18\x02 \x01(\x01\x12\x0e\n\x06length\x18\x03 \x01(\r\x12\x16\n\x0epolicy_version\x18\x04 \x01(\x04\"4\n\x04Span\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\x12\r\n\x05units\x18\x03 \x01(\x04\"\xe2\x01\n\x10HeartbeatRequest\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x18\n\x10steps_per_second\x18\x04 \x01(\x01\x12\x16\n\x0epolicy_version\x18\x05 \x01(\x04\x12\x32\n\x08\x65pisodes\x18\x06 \x03(\x0b\x32 .apprentice.rpc.v1.EpisodeReport\x12\x0e\n\x06\x66\x61ults\x18\x07 \x01(\x04\x12&\n\x05spans\x18\x08 \x03(\x0b\x32\x17.apprentice.rpc.v1.Span\"G\n\x0eHeartbeatReply\x12\r\n\x05leave\x18\x01 \x01(\x08\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12\x16\n\x0epolicy_version\x18\x03 \x01(\x04\"X\n\x15StreamPoliciesRequest\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x1c\n\x14known_policy_version\x18\x03 \x01(\x04\"8\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\"y\n\x0cPolicyHeader\x12\x16\n\x0epolicy_version\x18\x01 \x01(\x04\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12.\n\x07tensors\x18\x04 \x03(\x0b\x32\x1d.apprentice.rpc.v1.TensorSpec\"l\n\x0bPolicyChunk\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.apprentice.rpc.v1.PolicyHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\x0f\n\x05\x61live\x18\x03 \x01(\x08H\x00\x42\t\n\x07\x63ontent\"#\n\x11GetContextRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"\x12\n\x10GetStatusRequest\"l\n\x0eGetStatusReply\x12\x13\n\x0bstatus_json\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05steps\x18\x03 \x01(\x04\x12\x0f\n\x07updates\x18\x04 \x01(\x04\x12\x16\n\x0epolicy_version\x18\x05 \x01(\x04\"\xb9\x01\n\x0e\x43ontrolRequest\x12\x38\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32(.apprentice.rpc.v1.ControlRequest.Action\"m\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x41\x43TION_PAUSE\x10\x01\x12\x11\n\rACTION_RESUME\x10\x02\x12\x0f\n\x0b\x41\x43TION_STOP\x10\x03\x12\x15\n\x11\x41\x43TION_CHECKPOINT\x10\x04\"\x0e\n\x0c\x43ontrolReply2\xfc\x03\n\x07Learner\x12\x44\n\x04Join\x12\x1e.apprentice.rpc.v1.JoinRequest\x1a\x1c.apprentice.rpc.v1.JoinReply\x12S\n\tHeartbeat\x12#.apprentice.rpc.v1.HeartbeatRequest\x1a!.apprentice.rpc.v1.HeartbeatReply\x12\\\n\x0eStreamPolicies\x12(.apprentice.rpc.v1.StreamPoliciesRequest\x1a\x1e.apprentice.rpc.v1.PolicyChunk0\x01\x12T\n\nGetContext\x12$.apprentice.rpc.v1.GetContextRequest\x1a\x1e.apprentice.rpc.v1.PolicyChunk0\x01\x12S\n\tGetStatus\x12#.apprentice.rpc.v1.GetStatusRequest\x1a!.apprentice.rpc.v1.GetStatusReply\x12M\n\x07\x43ontrol\x12!.apprentice.rpc.v1.ControlRequest\x1a\x1f.apprentice.rpc.v1.ControlReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -24,33 +24,35 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_JOINREQUEST']._serialized_start=55
   _globals['_JOINREQUEST']._serialized_end=198
   _globals['_JOINREPLY']._serialized_start=201
-  _globals['_JOINREPLY']._serialized_end=337
-  _globals['_EPISODEREPORT']._serialized_start=339
-  _globals['_EPISODEREPORT']._serialized_end=436
-  _globals['_SPAN']._serialized_start=438
-  _globals['_SPAN']._serialized_end=490
-  _globals['_HEARTBEATREQUEST']._serialized_start=493
-  _globals['_HEARTBEATREQUEST']._serialized_end=719
-  _globals['_HEARTBEATREPLY']._serialized_start=721
-  _globals['_HEARTBEATREPLY']._serialized_end=792
-  _globals['_STREAMPOLICIESREQUEST']._serialized_start=794
-  _globals['_STREAMPOLICIESREQUEST']._serialized_end=882
-  _globals['_TENSORSPEC']._serialized_start=884
-  _globals['_TENSORSPEC']._serialized_end=940
-  _globals['_POLICYHEADER']._serialized_start=942
-  _globals['_POLICYHEADER']._serialized_end=1063
-  _globals['_POLICYCHUNK']._serialized_start=1065
-  _globals['_POLICYCHUNK']._serialized_end=1173
-  _globals['_GETSTATUSREQUEST']._serialized_start=1175
-  _globals['_GETSTATUSREQUEST']._serialized_end=1193
-  _globals['_GETSTATUSREPLY']._serialized_start=1195
-  _globals['_GETSTATUSREPLY']._serialized_end=1303
-  _globals['_CONTROLREQUEST']._serialized_start=1306
-  _globals['_CONTROLREQUEST']._serialized_end=1491
-  _globals['_CONTROLREQUEST_ACTION']._serialized_start=1382
-  _globals['_CONTROLREQUEST_ACTION']._serialized_end=1491
-  _globals['_CONTROLREPLY']._serialized_start=1493
-  _globals['_CONTROLREPLY']._serialized_end=1507
-  _globals['_LEARNER']._serialized_start=1510
-  _globals['_LEARNER']._serialized_end=1932
+  _globals['_JOINREPLY']._serialized_end=361
+  _globals['_EPISODEREPORT']._serialized_start=363
+  _globals['_EPISODEREPORT']._serialized_end=460
+  _globals['_SPAN']._serialized_start=462
+  _globals['_SPAN']._serialized_end=514
+  _globals['_HEARTBEATREQUEST']._serialized_start=517
+  _globals['_HEARTBEATREQUEST']._serialized_end=743
+  _globals['_HEARTBEATREPLY']._serialized_start=745
+  _globals['_HEARTBEATREPLY']._serialized_end=816
+  _globals['_STREAMPOLICIESREQUEST']._serialized_start=818
+  _globals['_STREAMPOLICIESREQUEST']._serialized_end=906
+  _globals['_TENSORSPEC']._serialized_start=908
+  _globals['_TENSORSPEC']._serialized_end=964
+  _globals['_POLICYHEADER']._serialized_start=966
+  _globals['_POLICYHEADER']._serialized_end=1087
+  _globals['_POLICYCHUNK']._serialized_start=1089
+  _globals['_POLICYCHUNK']._serialized_end=1197
+  _globals['_GETCONTEXTREQUEST']._serialized_start=1199
+  _globals['_GETCONTEXTREQUEST']._serialized_end=1234
+  _globals['_GETSTATUSREQUEST']._serialized_start=1236
+  _globals['_GETSTATUSREQUEST']._serialized_end=1254
+  _globals['_GETSTATUSREPLY']._serialized_start=1256
+  _globals['_GETSTATUSREPLY']._serialized_end=1364
+  _globals['_CONTROLREQUEST']._serialized_start=1367
+  _globals['_CONTROLREQUEST']._serialized_end=1552
+  _globals['_CONTROLREQUEST_ACTION']._serialized_start=1443
+  _globals['_CONTROLREQUEST_ACTION']._serialized_end=1552
+  _globals['_CONTROLREPLY']._serialized_start=1554
+  _globals['_CONTROLREPLY']._serialized_end=1568
+  _globals['_LEARNER']._serialized_start=1571
+  _globals['_LEARNER']._serialized_end=2079
 # @@protoc_insertion_point(module_scope)

@@ -71,6 +71,7 @@ class JoinReply(google.protobuf.message.Message):
     ENVIRONMENT_JSON_FIELD_NUMBER: builtins.int
     RUN_FIELD_NUMBER: builtins.int
     POLICY_VERSION_FIELD_NUMBER: builtins.int
+    CONTEXT_SHA256_FIELD_NUMBER: builtins.int
     slot: builtins.int
     """The actor's slot number."""
     lease_seconds: builtins.float
@@ -81,6 +82,8 @@ class JoinReply(google.protobuf.message.Message):
     """The run's name."""
     policy_version: builtins.int
     """Newest published policy; 0 where there is none yet and actions are uniformly random."""
+    context_sha256: builtins.str
+    """SHA-256, in hex, of the demonstrations to be asked for with GetContext; "" where the policy infers no task."""
     @property
     def environment_json(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """One environment specification per task as JSON, in the order of segment task numbers."""
@@ -94,8 +97,9 @@ class JoinReply(google.protobuf.message.Message):
         environment_json: collections.abc.Iterable[builtins.str] | None = ...,
         run: builtins.str = ...,
         policy_version: builtins.int = ...,
+        context_sha256: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["environment_json", b"environment_json", "experiment_json", b"experiment_json", "lease_seconds", b"lease_seconds", "policy_version", b"policy_version", "run", b"run", "slot", b"slot"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["context_sha256", b"context_sha256", "environment_json", b"environment_json", "experiment_json", b"experiment_json", "lease_seconds", b"lease_seconds", "policy_version", b"policy_version", "run", b"run", "slot", b"slot"]) -> None: ...
 
 global___JoinReply = JoinReply
 
@@ -320,6 +324,22 @@ class PolicyChunk(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["content", b"content"]) -> typing.Literal["header", "data", "alive"] | None: ...
 
 global___PolicyChunk = PolicyChunk
+
+@typing.final
+class GetContextRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: builtins.int
+    sha256: builtins.str
+    """Which demonstrations, as JoinReply named them."""
+    def __init__(
+        self,
+        *,
+        sha256: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["sha256", b"sha256"]) -> None: ...
+
+global___GetContextRequest = GetContextRequest
 
 @typing.final
 class GetStatusRequest(google.protobuf.message.Message):

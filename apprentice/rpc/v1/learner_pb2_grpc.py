@@ -29,6 +29,11 @@ class LearnerStub(object):
                 request_serializer=apprentice_dot_rpc_dot_v1_dot_learner__pb2.StreamPoliciesRequest.SerializeToString,
                 response_deserializer=apprentice_dot_rpc_dot_v1_dot_learner__pb2.PolicyChunk.FromString,
                 )
+        self.GetContext = channel.unary_stream(
+                '/apprentice.rpc.v1.Learner/GetContext',
+                request_serializer=apprentice_dot_rpc_dot_v1_dot_learner__pb2.GetContextRequest.SerializeToString,
+                response_deserializer=apprentice_dot_rpc_dot_v1_dot_learner__pb2.PolicyChunk.FromString,
+                )
         self.GetStatus = channel.unary_unary(
                 '/apprentice.rpc.v1.Learner/GetStatus',
                 request_serializer=apprentice_dot_rpc_dot_v1_dot_learner__pb2.GetStatusRequest.SerializeToString,
@@ -66,6 +71,14 @@ class LearnerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetContext(self, request, context):
+        """Send the demonstrations that a policy which infers its task is shown, once. NOT_FOUND where this run has none of
+        that digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """Say how the run is doing.
         """
@@ -96,6 +109,11 @@ def add_LearnerServicer_to_server(servicer, server):
             'StreamPolicies': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamPolicies,
                     request_deserializer=apprentice_dot_rpc_dot_v1_dot_learner__pb2.StreamPoliciesRequest.FromString,
+                    response_serializer=apprentice_dot_rpc_dot_v1_dot_learner__pb2.PolicyChunk.SerializeToString,
+            ),
+            'GetContext': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetContext,
+                    request_deserializer=apprentice_dot_rpc_dot_v1_dot_learner__pb2.GetContextRequest.FromString,
                     response_serializer=apprentice_dot_rpc_dot_v1_dot_learner__pb2.PolicyChunk.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
@@ -165,6 +183,23 @@ class Learner(object):
             metadata=None):
         return grpc.experimental.unary_stream(request, target, '/apprentice.rpc.v1.Learner/StreamPolicies',
             apprentice_dot_rpc_dot_v1_dot_learner__pb2.StreamPoliciesRequest.SerializeToString,
+            apprentice_dot_rpc_dot_v1_dot_learner__pb2.PolicyChunk.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetContext(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/apprentice.rpc.v1.Learner/GetContext',
+            apprentice_dot_rpc_dot_v1_dot_learner__pb2.GetContextRequest.SerializeToString,
             apprentice_dot_rpc_dot_v1_dot_learner__pb2.PolicyChunk.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -44,6 +44,14 @@ class LearnerStub:
     ]
     """Send the newest policy now and whenever there is a newer one; a slow reader misses versions."""
 
+    GetContext: grpc.UnaryStreamMultiCallable[
+        apprentice.rpc.v1.learner_pb2.GetContextRequest,
+        apprentice.rpc.v1.learner_pb2.PolicyChunk,
+    ]
+    """Send the demonstrations that a policy which infers its task is shown, once. NOT_FOUND where this run has none of
+    that digest.
+    """
+
     GetStatus: grpc.UnaryUnaryMultiCallable[
         apprentice.rpc.v1.learner_pb2.GetStatusRequest,
         apprentice.rpc.v1.learner_pb2.GetStatusReply,
@@ -76,6 +84,14 @@ class LearnerAsyncStub:
         apprentice.rpc.v1.learner_pb2.PolicyChunk,
     ]
     """Send the newest policy now and whenever there is a newer one; a slow reader misses versions."""
+
+    GetContext: grpc.aio.UnaryStreamMultiCallable[
+        apprentice.rpc.v1.learner_pb2.GetContextRequest,
+        apprentice.rpc.v1.learner_pb2.PolicyChunk,
+    ]
+    """Send the demonstrations that a policy which infers its task is shown, once. NOT_FOUND where this run has none of
+    that digest.
+    """
 
     GetStatus: grpc.aio.UnaryUnaryMultiCallable[
         apprentice.rpc.v1.learner_pb2.GetStatusRequest,
@@ -115,6 +131,16 @@ class LearnerServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[apprentice.rpc.v1.learner_pb2.PolicyChunk], collections.abc.AsyncIterator[apprentice.rpc.v1.learner_pb2.PolicyChunk]]:
         """Send the newest policy now and whenever there is a newer one; a slow reader misses versions."""
+
+    @abc.abstractmethod
+    def GetContext(
+        self,
+        request: apprentice.rpc.v1.learner_pb2.GetContextRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[apprentice.rpc.v1.learner_pb2.PolicyChunk], collections.abc.AsyncIterator[apprentice.rpc.v1.learner_pb2.PolicyChunk]]:
+        """Send the demonstrations that a policy which infers its task is shown, once. NOT_FOUND where this run has none of
+        that digest.
+        """
 
     @abc.abstractmethod
     def GetStatus(

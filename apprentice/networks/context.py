@@ -1,0 +1,174 @@
+"""The context encoder: from demonstrations of a task to `latent`, what the task is inferred to be.
+
+`posterior` is SMILe's encoder (Ghasemipour, Gu & Zemel 2019, Advances in Neural Information Processing
+Systems 32): an MLP over each step, pooled over a demonstration's steps, pooled over demonstrations, and a
+Gaussian q(z | context). `context_window` has the last steps of a demonstration side by side in place of the
+first two, and no noise. Pooling makes both blind to the order in which demonstrations are shown.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from apprentice.config import ContextSettings
+from apprentice.types import EnvironmentSpec
+
+LOG_STD_SHIFT = -2.0
+"""Added to the raw log deviation, so that a fresh encoder is nearly certain (as in the published code)."""
+LOG_STD_BOUNDS = (-6.0, 1.0)
+MOMENTUM = 0.01
+"""Rate at which batch norm's running statistics follow."""
+
+
+class Shown(NamedTuple):
+    """Demonstrations that are shown: up to C of each of K tasks (or episodes), S steps of each.
+
+    A step is [state, action, next state] as it was recorded.
+    """
+
+    steps: torch.Tensor  # [K, C, S, 2 O + A]
+    mask: torch.Tensor  # [K, C, S] bool: false past a demonstration's end
+    present: torch.Tensor  # [K, C] bool: false where fewer are shown
+
+
+class Belief(NamedTuple):
+    """A Gaussian over `latent` for each of K contexts; its deviation is 0 where there is no noise."""
+
+    mean: torch.Tensor  # [K, Z]
+    std: torch.Tensor  # [K, Z]
+
+    def sample(self, noise: torch.Tensor) -> torch.Tensor:
+        """Return mean + std * `noise` [K, Z], which gradients go through."""
+        return self.mean + self.std * noise
+
+
+class ContextEncoder(nn.Module):
+    """Demonstrations -> Belief, in two parts: each demonstration's features, and what many of them say."""
+
+    state_mean: torch.Tensor
+    state_scale: torch.Tensor
+    running_mean: torch.Tensor
+    running_variance: torch.Tensor
+
+    def __init__(self, spec: EnvironmentSpec, settings: ContextSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        size, actions = spec.observation["state"].shape[0], spec.action_size
+        self.state_size, self.action_size = size, actions
+        self.register_buffer("state_mean", torch.zeros(size))
+        self.register_buffer("state_scale", torch.ones(size))
+        step = 2 * size + (actions if settings.inputs == "state_action_next_state" else 0)
+        inputs = step if settings.encoder == "posterior" else settings.window * step
+        hidden = settings.hidden_size
+        self.step_layers = nn.ModuleList(
+            nn.Linear(inputs if number == 0 else hidden, hidden)
+            for number in range(settings.num_hidden_layers)
+        )
+        self.features_layer = nn.Linear(hidden, hidden)
+        self.head_layer = nn.Linear(hidden, hidden)
+        self.mean_layer = nn.Linear(hidden, settings.latent_size)
+        self.log_std_layer = nn.Linear(hidden, settings.latent_size)
+        num = settings.num_hidden_layers if settings.batch_norm else 0
+        self.register_buffer("running_mean", torch.zeros(num, hidden))
+        self.register_buffer("running_variance", torch.ones(num, hidden))
+
+    def forward(
+        self, shown: Shown, training: bool = False
+    ) -> tuple[Belief, torch.Tensor, torch.Tensor]:
+        """Return the belief [K] and the batch's statistics [2, N, H] and features [K, C, H].
+
+        Statistics are of the hidden layers that are normalised, N = 0 without batch norm.
+        """
+        features, statistics = self.features_of(
+            shown.steps.flatten(0, 1), shown.mask.flatten(0, 1), training
+        )
+        features = features.unflatten(0, shown.present.shape)
+        return self.belief(features, shown.present), statistics, features
+
+    def features_of(
+        self, steps: torch.Tensor, mask: torch.Tensor, training: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features [N, H] of N demonstrations [N, S, 2 O + A] with mask [N, S], and the statistics."""
+        inputs = self._inputs(steps)
+        if self.settings.encoder == "context_window":
+            return self._of_windows(inputs, mask, training)
+        weight = mask.to(inputs.dtype)[..., None]
+        values, statistics = self._layers(inputs, weight, training)
+        pooled = (values * weight).sum(-2)
+        if self.settings.time_pooling == "mean":
+            pooled = pooled / weight.sum(-2).clamp_min(1.0)
+        return pooled, statistics
+
+    def belief(self, features: torch.Tensor, present: torch.Tensor) -> Belief:
+        """Return what features [K, C, H] of the demonstrations that are `present` [K, C] say together."""
+        weight = present.to(features.dtype)[..., None]
+        pooled = (features * weight).sum(-2)
+        if self.settings.demonstration_pooling == "mean":
+            pooled = pooled / weight.sum(-2).clamp_min(1.0)
+        hidden = torch.relu(self.head_layer(pooled))
+        mean = self.mean_layer(hidden)
+        if self.settings.encoder == "context_window":
+            return Belief(mean, torch.zeros_like(mean))
+        log_std = (self.log_std_layer(hidden) + LOG_STD_SHIFT).clamp(*LOG_STD_BOUNDS)
+        return Belief(mean, log_std.exp())
+
+    def follow_statistics(self, statistics: torch.Tensor) -> None:
+        """Move the running statistics of batch norm towards those of a batch [2, N, H]."""
+        self.running_mean.lerp_(statistics[0], MOMENTUM)
+        self.running_variance.lerp_(statistics[1], MOMENTUM)
+
+    def _inputs(self, steps: torch.Tensor) -> torch.Tensor:
+        size, actions = self.state_size, self.action_size
+        state, action, after = steps.split([size, actions, size], dim=-1)
+        parts = [(state - self.state_mean) * self.state_scale]
+        if self.settings.inputs == "state_action_next_state":
+            parts.append(action)
+        parts.append((after - self.state_mean) * self.state_scale)
+        return torch.cat(parts, dim=-1)
+
+    def _of_windows(
+        self, inputs: torch.Tensor, mask: torch.Tensor, training: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take the last steps of each; a demonstration that is shorter begins with its first step again."""
+        length = mask.sum(-1, keepdim=True)  # [N, 1]
+        back = torch.arange(-self.settings.window, 0, device=inputs.device)
+        places = (length + back).clamp_min(0)  # [N, window]
+        window = inputs.gather(1, places[..., None].expand(-1, -1, inputs.shape[-1]))
+        values, statistics = self._layers(window.flatten(1), torch.ones_like(length), training)
+        return values, statistics
+
+    def _layers(
+        self, values: torch.Tensor, weight: torch.Tensor, training: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Apply the layers before pooling; rows of weight 0 do not count in a batch's statistics."""
+        means, variances = [], []
+        for number, layer in enumerate(self.step_layers):
+            values = layer(values)
+            if self.settings.batch_norm:
+                mean, variance = self.running_mean[number], self.running_variance[number]
+                if training:
+                    rows = tuple(range(values.dim() - 1))
+                    total = weight.sum().clamp_min(1.0)
+                    mean = (values * weight).sum(rows) / total
+                    variance = ((values - mean).square() * weight).sum(rows) / total
+                    means.append(mean.detach())
+                    variances.append(variance.detach())
+                values = (values - mean) * (variance + 1e-5).rsqrt()
+            values = torch.relu(values)
+        if not means:
+            return self.features_layer(values), torch.zeros_like(
+                torch.stack([self.running_mean, self.running_variance])
+            )
+        return self.features_layer(values), torch.stack(
+            [torch.stack(means), torch.stack(variances)]
+        )
+
+
+def divergence_from_prior(belief: Belief) -> torch.Tensor:
+    """Return KL(q(z | context), N(0, I)) in nats, the mean [] over contexts."""
+    variance = belief.std.square()
+    terms = belief.mean.square() + variance - variance.log() - 1.0
+    return 0.5 * terms.sum(-1).mean()

@@ -1,0 +1,406 @@
+"""Inferring the task: what is shown, what each row is told, what trains the encoder, and what is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from apprentice.config import Experiment
+from apprentice.demonstrations.context import NONE_SHOWN, TrainContext
+from apprentice.environments import experiment_specs
+from apprentice.types import Ending, EnvironmentSpec, Segment, Transition
+from learner.conditioning import Conditioning, told_latent
+from learner.context_update import information_bound
+from learner.demonstrated import Demonstrated
+from learner.imitation import Imitation
+from learner.learning import Learning
+
+CPU = torch.device("cpu")
+KEYS = ["state", "latent"]
+BLIND = ["state"]
+LENGTH, TASKS, SHOWN = 10, 16, 3
+FIRST_NUMBER = 100
+"""Demonstrations are numbered from here on, so that numbers and places differ."""
+
+
+def experiment(context: dict[str, Any] | None = None, **changes: Any) -> Experiment:
+    tree = {
+        "name": "test",
+        "task": "reacher_goal",
+        "environment": {"family": {"gamma": 0.98}},
+        "reads": {"policy": KEYS, "critic": KEYS, "discriminator": KEYS},
+        "network": {"hidden_size": 16},
+        "learner": {"compile": "off"},
+        "sac": {"gamma": 0.98, "batch_size": 48},
+        "replay": {"segment_length": LENGTH, "warmup_steps": 20, "capacity": 1000},
+        "context": {"hidden_size": 16, "latent_size": 3, "steps": 4, **(context or {})},
+        "imitation": {"method": "dac", **changes.pop("imitation", {})},
+    }
+    return Experiment.model_validate({**tree, **changes})
+
+
+def specs() -> list[EnvironmentSpec]:
+    return experiment_specs("reacher_goal", ["state"], experiment().environment)
+
+
+def context() -> TrainContext:
+    """SHOWN demonstrations of each task, 5 to 7 steps long; all states and actions say the task."""
+    random = np.random.default_rng(0)
+    steps, bounds, tasks = [], [0], []
+    for task in range(TASKS):
+        for number in range(SHOWN):
+            length = 5 + number
+            rows = 0.1 * random.normal(size=(length, 18)).astype(np.float32)
+            rows += np.float32(0.1 * (task - TASKS / 2))
+            rows[:, 8:10] = np.tanh(rows[:, 8:10])
+            steps.append(rows)
+            bounds.append(bounds[-1] + length)
+            tasks.append(task)
+    return TrainContext(
+        torch.from_numpy(np.concatenate(steps)),
+        torch.tensor(bounds),
+        torch.tensor(tasks),
+        FIRST_NUMBER + torch.arange(len(tasks)),
+    )
+
+
+def segment(task: int, number: int, size: int = 1) -> Segment:
+    random = np.random.default_rng(100 * task + number)
+    pre_tanh = random.normal(size=(LENGTH, 2)).astype(np.float32)
+    state = random.normal(size=(LENGTH + 1, 8)).astype(np.float32)
+    state[:, 0] = task
+    return Segment(
+        {"state": state},
+        np.tanh(pre_tanh),
+        pre_tanh,
+        random.normal(size=LENGTH).astype(np.float32),
+        np.ones(LENGTH, np.float32),
+        LENGTH,
+        Ending.TIME_LIMIT,
+        task=task,
+        actor=0,
+        incarnation=9,
+        episode=100 * task + number,
+        first_step=0,
+        policy_version=1,
+        context=np.array([FIRST_NUMBER + SHOWN * task + number] + [-1] * (size - 1), np.int64),
+    )
+
+
+class Rows:
+    """What is imitated: 5 rows of each task, in the order of the tasks."""
+
+    num_rows, num_terminated, subsampling = 5 * TASKS, 0, 1
+
+    def transitions(self, index: torch.Tensor) -> Transition:
+        generator = torch.Generator().manual_seed(3)
+        all_states = torch.randn(self.num_rows, 8, generator=generator) + 3.0
+        all_states[:, 0] = torch.arange(self.num_rows) // 5
+        state = all_states[index]
+        pre_tanh = torch.full((len(index), 2), 0.1)
+        ones = torch.ones(len(index))
+        return Transition(
+            {"state": state}, torch.tanh(pre_tanh), pre_tanh, ones, ones, {"state": state}
+        )
+
+
+def filled(
+    settings: dict[str, Any] | None = None, reward_shift: float = 0.0, **changes: Any
+) -> Learning:
+    bounds = torch.arange(TASKS + 1) * 5
+    demonstrated = Demonstrated(Rows(), None, None, "", bounds, context())
+    chosen = experiment(settings, **changes)
+    one = Learning(chosen, specs(), CPU, demonstrated=demonstrated)
+    for task in range(TASKS):
+        for number in range(2):
+            made = segment(task, number, chosen.context.most)
+            one.receive(made._replace(environment_reward=made.environment_reward + reward_shift))
+    return one
+
+
+def parts(one: Learning) -> tuple[Conditioning, Imitation]:
+    assert one.conditioning is not None and one.imitation is not None
+    return one.conditioning, one.imitation
+
+
+def encoder_of(one: Learning) -> torch.Tensor:
+    return parts(one)[0].state.adam.parameters.clone()
+
+
+def test_demonstrations_of_the_right_task_are_drawn_and_no_number_twice() -> None:
+    conditioning, _ = parts(filled({"fewest": 1, "most": 3}))
+    generator = torch.Generator().manual_seed(0)
+    tasks = torch.arange(TASKS).repeat(40)
+    places = conditioning.draw(tasks, generator)
+    shown = places != NONE_SHOWN
+    assert places.shape == (40 * TASKS, 3)
+    assert (places // SHOWN == tasks[:, None])[shown].all()
+    sizes = shown.sum(1)
+    assert sizes.unique().tolist() == [1, 2, 3]
+    for row, size in zip(places.tolist(), sizes.tolist(), strict=True):
+        assert len(set(row[:size])) == size
+        assert row[size:] == [NONE_SHOWN] * (3 - size)
+
+
+def test_a_row_is_told_what_the_demonstration_its_actor_was_shown_says() -> None:
+    one = filled({"encoder": "context_window", "window": 2})
+    conditioning, _ = parts(one)
+    batch = one._sample()
+    numbers = batch.observation["context"][:, 0]
+    tasks = batch.observation["state"][:, 0]
+    assert ((numbers.long() - FIRST_NUMBER) // SHOWN).tolist() == tasks.long().tolist()
+    told = conditioning.conditioned(batch, torch.Generator())
+    expected = conditioning.latent((numbers.long() - FIRST_NUMBER)[:, None], None)
+    torch.testing.assert_close(told.observation["latent"], expected)
+    torch.testing.assert_close(told.next_observation["latent"], expected)
+    assert "context" not in told.observation
+    assert len(expected.unique(dim=0)) > TASKS
+
+
+def test_fresh_draws_are_of_the_rows_own_task() -> None:
+    one = filled({"encoder": "context_window", "relabel": "fresh"})
+    conditioning, _ = parts(one)
+    told = conditioning.conditioned(one._sample(), torch.Generator().manual_seed(1))
+    said = conditioning.latent(torch.arange(SHOWN * TASKS)[:, None], None)
+    distances = torch.cdist(told.observation["latent"], said)
+    assert float(distances.amin(1).max()) < 1e-3
+    assert (distances.argmin(1) // SHOWN).tolist() == told.observation["state"][:, 0].tolist()
+    assert len(distances.argmin(1).unique()) > TASKS
+
+
+def test_a_posteriors_rows_are_told_samples_and_a_windows_what_it_says() -> None:
+    one = filled()
+    conditioning, _ = parts(one)
+    place = torch.zeros(4000, 1, dtype=torch.int64)
+    drawn = conditioning.latent(place, torch.Generator().manual_seed(0))
+    belief = conditioning.belief(place[:1])
+    torch.testing.assert_close(drawn.mean(0), belief.mean[0], atol=0.02, rtol=0.0)
+    torch.testing.assert_close(drawn.std(0), belief.std[0], atol=0.02, rtol=0.05)
+
+
+def test_the_discriminator_trains_the_encoder_and_the_policy_does_not() -> None:
+    one = filled()
+    conditioning, imitation = parts(one)
+    before = encoder_of(one)
+    batch = conditioning.conditioned(one._sample(), torch.Generator())
+    one.sac.update(batch, batch.environment_reward)
+    assert torch.equal(encoder_of(one), before)
+    imitation.learn(one.experience, 0)
+    assert not torch.equal(encoder_of(one), before)
+
+
+def test_the_penalty_does_not_train_the_encoder() -> None:
+    moved = []
+    for coefficient in (0.0, 100.0):
+        one = filled(imitation={"discriminator": {"penalty_coefficient": coefficient}})
+        parts(one)[1].learn(one.experience, 0)
+        moved.append(encoder_of(one))
+    assert torch.equal(moved[0], moved[1])
+
+
+def test_clips_are_separate() -> None:
+    """With the penalty clipped by itself to next to nothing, the discriminator moves as if there were none."""
+    found = []
+    for settings in (
+        {"penalty": "none", "max_gradient_norm": 1e9},
+        {"penalty_coefficient": 1e3, "max_gradient_norm": 1e9, "max_penalty_gradient_norm": 1e-12},
+        {"penalty_coefficient": 1e3, "max_gradient_norm": 1e9},
+    ):
+        one = filled(imitation={"discriminator": settings})
+        parts(one)[1].learn(one.experience, 0)
+        found.append(one.state_tensors()["networks"]["imitation.discriminator"])
+    torch.testing.assert_close(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
+
+
+def test_the_encoders_clip_bounds_its_gradient_alone() -> None:
+    plain, clipped = (
+        filled({"max_gradient_norm": norm, "adam_betas": (0.0, 0.999)}) for norm in (None, 1e-9)
+    )
+    for one in (plain, clipped):
+        parts(one)[1].learn(one.experience, 0)
+    assert torch.equal(
+        *(one.state_tensors()["networks"]["imitation.discriminator"] for one in (plain, clipped))
+    )
+    assert float(parts(clipped)[0].state.adam.second_moment.sum()) < 1e-20
+    assert float(parts(plain)[0].state.adam.second_moment.sum()) > 1e-20
+
+
+def test_the_divergence_ramps_up_and_pulls_the_belief_to_the_prior() -> None:
+    one = filled({"kl_coefficient": 2.0, "kl_ramp": (2, 4), "steps": None})
+    conditioning, imitation = parts(one)
+    weights = []
+    for update in range(6):
+        shown = conditioning.batch(torch.arange(48) // 3, torch.Generator().manual_seed(0))
+        weights.append(float(shown.divergence_weight))
+        imitation.learn(one.experience, update)
+    assert weights == [0.0, 0.0, 0.0, 1.0, 2.0, 2.0]
+    for update in range(300):
+        imitation.learn(one.experience, update)
+    conditioning.refresh()
+    belief = conditioning.belief(torch.arange(SHOWN * TASKS)[:, None])
+    assert float(belief.std.mean()) > 0.5
+
+
+def test_the_information_is_bounded_by_the_number_of_tasks_and_0_where_nothing_is_told() -> None:
+    apart = 100.0 * torch.eye(8)
+    assert float(information_bound(apart, apart)) == pytest.approx(np.log(8), abs=1e-5)
+    assert float(information_bound(torch.zeros(8, 3), torch.zeros(8, 3))) == pytest.approx(
+        0.0, abs=1e-6
+    )
+    assert float(information_bound(apart, apart.flip(0))) < -1000.0
+
+
+def test_the_information_term_teaches_the_encoder_to_tell_tasks_apart() -> None:
+    one = filled({"information_coefficient": 1.0, "learning_rate": 1e-2})
+    found = []
+    for update in range(60):
+        parts(one)[1].learn(one.experience, update)
+        if update in (0, 59):
+            found.append(one.metrics()["discriminator/context_information"])
+    assert abs(found[0]) < 0.1
+    assert found[1] > 0.3
+
+
+def test_mismatched_rows_are_the_experts_of_another_task() -> None:
+    one = filled(
+        {"pretrain_updates": 1, "learned": False},
+        imitation={"discriminator": {"mismatched_share": 0.5}},
+    )
+    _, imitation = parts(one)
+    expert, policy, shown = imitation._drawn_for_update(one.experience, 48)
+    assert shown is None
+    torch.testing.assert_close(expert.observation["latent"], policy.observation["latent"])
+    slot = torch.arange(48) // 3
+    replaced = policy.observation["state"][:, 1:].mean(1) > 1.5
+    assert 12 <= int(replaced.sum()) <= 24
+    task = policy.observation["state"][:, 0]
+    assert (task[replaced] != slot[replaced]).all()
+    assert (task[~replaced] == slot[~replaced]).all()
+    assert (expert.observation["state"][:, 0] == slot).all()
+
+
+def test_all_rows_of_a_task_are_told_one_latent_in_an_update_of_the_discriminator() -> None:
+    one = filled({"pretrain_updates": 1, "learned": False})
+    expert, _, _ = parts(one)[1]._drawn_for_update(one.experience, 48)
+    latent = expert.observation["latent"].view(TASKS, 3, -1)
+    torch.testing.assert_close(latent, latent[:, :1].expand_as(latent))
+    assert len(latent[:, 0].unique(dim=0)) == TASKS
+
+
+def test_pretraining_moves_the_encoder_and_nothing_else() -> None:
+    one = filled({"pretrain_updates": 30})
+    before, encoder = one.state_tensors(), encoder_of(one)
+    one.pretrain()
+    after = one.state_tensors()
+    assert not torch.equal(encoder_of(one), encoder)
+    own = {"conditioning.context", "conditioning.context.features"}
+    for name, tensor in before["networks"].items():
+        assert torch.equal(tensor, after["networks"][name]) == (name not in own), name
+    for name, tensor in before["random"].items():
+        assert torch.equal(tensor, after["random"][name]), name
+    assert float(parts(one)[0].state.adam.num_steps) == 0.0
+
+
+def test_pretraining_learns_to_tell_tasks() -> None:
+    one = filled({"pretrain_updates": 300, "learned": False, "pretrain_learning_rate": 3e-3})
+    one.pretrain()
+    said = parts(one)[0].belief(torch.arange(SHOWN * TASKS)[:, None]).mean
+    task = torch.arange(SHOWN * TASKS) // SHOWN
+    distances = torch.cdist(said, said).fill_diagonal_(torch.inf)
+    nearest = distances.argmin(1)
+    assert float((task[nearest] - task).abs().float().mean()) < 1.5
+
+
+def test_rows_of_pretraining_are_of_demonstrations_that_are_not_shown() -> None:
+    conditioning, _ = parts(filled({"steps": None}))
+    slots = torch.arange(64) // 4
+    for seed in range(20):
+        batch, rows = conditioning.batch_of_context(slots, torch.Generator().manual_seed(seed))
+        for row, state in enumerate(rows.observation["state"]):
+            shown = batch.shown.steps[slots[row], 0, :, :8]
+            assert not (shown == state).all(1).any()
+
+
+@pytest.mark.parametrize("encoder", ["posterior", "context_window"])
+@pytest.mark.parametrize("method", ["dac", "bc"])
+def test_stop_restore_and_go_on_equals_going_on(encoder: str, method: str) -> None:
+    settings = {"encoder": encoder, "refresh_period": 3, "batch_norm": encoder == "posterior"}
+    chosen = {"imitation": {"method": method}}
+    one, other = filled(settings, **chosen), filled(settings, **chosen)
+    for _ in range(5):
+        one.update()
+    other.load_state(one.state_tensors(), one.counters, one.normalised)
+    for _ in range(5):
+        one.update()
+        other.update()
+    for group, tensors in one.state_tensors().items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, other.state_tensors()[group][name]), name
+
+
+def test_what_is_published_is_what_was_learned() -> None:
+    one = filled()
+    for _ in range(3):
+        one.update()
+    published = one.sac.policy_tensors()
+    layout = parts(one)[0].parts.layout
+    for name, view in layout.unflatten(parts(one)[0].state.adam.parameters).items():
+        assert torch.equal(published[f"context.{name}"], view), name
+
+
+def test_the_environments_reward_is_not_learned_on() -> None:
+    """Scrambled rewards leave every tensor the same, bit by bit."""
+    one, other = filled(), filled(reward_shift=7.0)
+    assert float(other._sample().environment_reward.mean()) > 5.0
+    other._generator.set_state(one._generator.get_state())
+    for _ in range(4):
+        one.update()
+        other.update()
+    for name, tensor in one.state_tensors()["networks"].items():
+        assert torch.equal(tensor, other.state_tensors()["networks"][name]), name
+
+
+def test_meta_cloning_learns_the_experts_action() -> None:
+    one = filled(
+        imitation={"method": "bc", "cloning": {"loss": "mean_squared_error", "learning_rate": 1e-2}}
+    )
+    for _ in range(200):
+        one.update()
+    assert one.metrics()["cloning/action_error"] < 0.05
+    batch = told_latent(Rows().transitions(torch.arange(5)), torch.zeros(5, 3))
+    mean, _ = one.sac._gaussian(batch.observation)
+    assert mean.shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": specs()[0].task_id}, "expected 'latent' only with a family"),
+        ({"imitation": {"method": "none"}}, "imitation.method that trains its encoder"),
+        ({"reads": {"policy": BLIND, "critic": KEYS, "discriminator": KEYS}}, "reads.policy: expected 'latent'"),
+        ({"reads": {"policy": KEYS, "critic": KEYS, "discriminator": BLIND}}, "reads.discriminator: expected 'latent'"),
+        ({"context": {"most": 2, "fewest": 3}}, "context.fewest: expected at most context.most"),
+        ({"context": {"learned": False}}, "context.learned: expected true"),
+        ({"context": {"encoder": "context_window", "kl_coefficient": 0.1}}, "context.kl_coefficient: expected 0"),
+        ({"context": {"most": 0}}, "context.most"),
+        ({"context": {"kl_ramp": [5, 5]}}, "context.kl_ramp"),
+        ({"context": {"most": 3, "episodes": 2}}, "context.episodes: expected at least context.most"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        experiment(changes.pop("context", None), **changes)
+
+
+def test_segments_carry_as_many_numbers_as_may_be_shown() -> None:
+    assert experiment({"most": 4}).replay.context_size == 4
+    assert (
+        experiment(
+            reads={"policy": ["state"], "critic": ["state"], "discriminator": ["state"]}
+        ).replay.context_size
+        == 0
+    )
