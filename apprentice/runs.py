@@ -49,6 +49,8 @@ CONTEXT: Final = "context"
 EXPERT_RECORD = "expert.json"
 EXPERT_EPISODE = "expert.trajectory.safetensors"
 """In the folder of evaluations: what a run that imitates tells of its expert."""
+EVALUATED_FAMILY: Final = "family.json"
+"""In the same folder: how the final policy does in tasks of its family that it never learned."""
 MAX_TEXT_BYTES = 2**20
 _ID_PART = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _TIME_IN_NAME = re.compile(r"-([0-9]{8}T[0-9]{6})(?:-([0-9]{1,6}))?\Z", re.ASCII)

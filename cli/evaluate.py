@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from apprentice.config import Experiment
+    from apprentice.demonstrations.context import ContextChoice
     from apprentice.evaluation import Episode, Evaluation
 
 _FORMATS = ("mp4", "gif", "webp")
@@ -37,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--task",
         metavar="ID",
         help="another task than the checkpoint's; train, validation or test for a family's, whose default is test",
+    )
+    parser.add_argument(
+        "--context",
+        metavar="N|IDS",
+        help="demonstrations shown to a policy that infers its task: how many, drawn with the seed (1), or #7,#9: "
+        "these of the task's",
     )
     parser.add_argument("--seed", type=_not_negative, default=0, help="seed of the first episode")
     parser.add_argument(
@@ -67,6 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandFailed(f"{path}: {error}", exit_codes.CONFIGURATION) from None
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
     tasks = _tasks(arguments.task, experiment)
+    context = _context(arguments.context, path, experiment, tasks)
     evaluation = evaluate(
         policy,
         tasks,
@@ -77,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_steps=arguments.max_steps,
         keep_trajectories=0 if arguments.format == "json" else arguments.episodes * len(tasks),
         deadline_seconds=arguments.deadline,
+        context=context,
     )
     _make_folder(arguments.out)
     written = _write_pictures(arguments, experiment, evaluation)
@@ -138,6 +147,19 @@ def _tasks(asked: str | None, experiment: Experiment) -> list[str]:
             exit_codes.CONFIGURATION,
         )
     return [asked]
+
+
+def _context(
+    asked: str | None, checkpoint: Path, experiment: Experiment, tasks: list[str]
+) -> ContextChoice | None:
+    """Return what is shown to a policy that infers its task; refuse it for one that does not."""
+    from apprentice.demonstrations.context import choose_context
+    from apprentice.demonstrations.format import DemonstrationError
+
+    try:
+        return choose_context(asked, checkpoint, experiment.infers_task, tasks)
+    except DemonstrationError as error:
+        raise CommandFailed(f"--context: {error}", exit_codes.CONFIGURATION) from None
 
 
 def _write_pictures(

@@ -49,14 +49,20 @@ class Evaluator:
         """Whether an evaluation is under way."""
         return self._running is not None
 
+    def submit_family(self, checkpoint: Path, steps: int) -> None:
+        """Start measuring a final policy on the meta-test tasks of its family."""
+        self._submit(checkpoint, steps, {"family": True})
+
     def submit(self, checkpoint: Path, steps: int, episodes: int, first_seed: int) -> None:
         """Start an evaluation; the caller has looked at `busy`."""
+        self._submit(checkpoint, steps, {"episodes": episodes, "first_seed": first_seed})
+
+    def _submit(self, checkpoint: Path, steps: int, what: dict[str, Any]) -> None:
         assert self._running is None
         request = {
             "checkpoint": str(checkpoint),
             "steps": steps,
-            "episodes": episodes,
-            "first_seed": first_seed,
+            **what,
             "deadline_seconds": self._timeout,
             "out": str(self._folder),
         }
@@ -135,12 +141,27 @@ def _forward(stream: IO[str], answers: queue.Queue[str]) -> None:
         answers.put(line)
 
 
+def evaluate_unseen_tasks(request: dict[str, Any]) -> dict[str, Any]:
+    """Measure a final policy on its family's meta-test tasks, and leave the result under `out`."""
+    from apprentice.family_evaluation import evaluate_family, write_family_evaluation
+
+    found = evaluate_family(
+        Path(request["checkpoint"]), deadline_seconds=float(request["deadline_seconds"])
+    )
+    write_family_evaluation(Path(request["out"]), found)
+    return {
+        "returns": [result.environment_return for result in found.results],
+        "metrics": found.latent,
+    }
+
+
 def evaluate_checkpoint(request: dict[str, Any]) -> dict[str, Any]:
     """Run one evaluation and store its result and first trajectory under `out`."""
     from apprentice.checkpoint import experiment_of, load_policy
     from apprentice.demonstrations.context import ContextChoice, context_of
     from apprentice.environments import evaluated_tasks
     from apprentice.evaluation import evaluate
+    from apprentice.family_evaluation import periodic_latent_metrics
     from apprentice.trajectories import save_trajectory
 
     steps, first_seed = int(request["steps"]), int(request["first_seed"])
@@ -150,9 +171,10 @@ def evaluate_checkpoint(request: dict[str, Any]) -> dict[str, Any]:
     if experiment.infers_task:
         library = context_of(Path(request["checkpoint"]))
         context = ContextChoice(library, size=experiment.context.fewest)
+    tasks = evaluated_tasks(experiment.task, experiment.environment)
     evaluation = evaluate(
         policy,
-        evaluated_tasks(experiment.task, experiment.environment),
+        tasks,
         range(first_seed, first_seed + int(request["episodes"])),
         observation=experiment.acting_keys,
         settings=experiment.environment,
@@ -171,13 +193,17 @@ def evaluate_checkpoint(request: dict[str, Any]) -> dict[str, Any]:
             task=first.task,
             settings=experiment.environment,
         )
+    metrics = evaluation.metrics_mean
+    if experiment.infers_task:
+        checkpoint = Path(request["checkpoint"])
+        metrics |= periodic_latent_metrics(checkpoint, policy, experiment, tasks, first_seed)
     result = {
         "steps": steps,
         "returns": [episode.environment_return for episode in evaluation.episodes],
         "lengths": [episode.length for episode in evaluation.episodes],
         "seeds": [episode.seed for episode in evaluation.episodes],
         "tasks": [episode.task for episode in evaluation.episodes],
-        "metrics": evaluation.metrics_mean,
+        "metrics": metrics,
     }
     stage = out / f".step-{steps:012d}.json"
     stage.write_text(json.dumps(result))
@@ -195,7 +221,9 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:
         try:
-            answer = evaluate_checkpoint(json.loads(line))
+            request = json.loads(line)
+            measure = evaluate_unseen_tasks if "family" in request else evaluate_checkpoint
+            answer = measure(request)
         except Exception as error:  # noqa: BLE001 - the learner logs it and skips this evaluation
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")

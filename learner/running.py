@@ -453,6 +453,24 @@ class Runner:
         if not self._evaluator.busy and steps > self._evaluated_steps:
             self._evaluate(checkpoint, steps)
             self._await_evaluation(deadline)
+        if self._experiment.is_family and not self._evaluator.busy:
+            self._measure_unseen_tasks(checkpoint, steps)
+
+    def _measure_unseen_tasks(self, checkpoint: Path, steps: int) -> None:
+        """Have the final policy measured on the meta-test tasks: nothing is chosen by that."""
+        seconds = self._experiment.evaluation.timeout_seconds
+        deadline = time.monotonic() + seconds + 30.0
+        self._evaluator.submit_family(checkpoint, steps)
+        while time.monotonic() < deadline and not self._should_stop():
+            self._watchdog.beat()
+            result = self._evaluator.poll()
+            if result is not None:
+                if result.error is not None:
+                    log.warning("unseen tasks were not measured", reason=result.error)
+                else:
+                    log.info("measured on unseen tasks", tasks=len(result.returns))
+                return
+            time.sleep(TICK_SECONDS)
 
     def _await_evaluation(self, deadline: float) -> None:
         while self._evaluator.busy and time.monotonic() < deadline and not self._should_stop():

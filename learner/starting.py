@@ -124,7 +124,7 @@ def _run(
         raise CannotResume(str(error)) from error
     resumed = resume(folder.checkpoints, learning, experiment, spec)
     context = None if demonstrated is None else demonstrated.context
-    if demonstrated is not None and demonstrated.family is not None and context is not None:
+    if demonstrated is not None and demonstrated.family is not None:
         keep_context(folder.context, demonstrated.family)
     if resumed is None:
         learning.pretrain()

@@ -7,6 +7,7 @@ segments carry, evaluations report and requests name.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,6 +55,7 @@ class ContextLibrary:
         self.family = family.index.family
         self._all: list[ContextDemonstration] = []
         self._of_task: dict[str, tuple[int, ...]] = {}
+        self._sets = family.sets
         for task in family.index.tasks:
             episodes = family.episodes(task.task_id, "context")
             first = len(self._all)
@@ -82,6 +84,12 @@ class ContextLibrary:
                 f"context: expected a task of {self.family} with demonstrations to show, found {task_id!r}"
             )
         return self._of_task[task_id]
+
+    def returns(self, task_id: str) -> tuple[float | None, float | None]:
+        """Return the mean returns in a task of the expert that made its demonstrations and of random actions."""
+        metadata = self._sets[task_id].metadata
+        expert = metadata.expert
+        return None if expert is None else expert.return_mean, metadata.random_return
 
     def draw(self, task_id: str, size: int, seed: int) -> tuple[int, ...]:
         """Draw `size` different demonstrations of a task; the same seed draws the same, and a larger size more.
@@ -241,6 +249,36 @@ def keep_context(folder: Path, family: FamilyDemonstrations) -> None:
 def read_context(folder: Path) -> ContextLibrary:
     """Return what `keep_context` left. Raises DemonstrationError."""
     return ContextLibrary(read_family(folder, ("context",)))
+
+
+def choose_context(
+    asked: str | None, checkpoint: Path, infers_task: bool, tasks: Sequence[str]
+) -> ContextChoice | None:
+    """Return what a request asks to be shown: a number of demonstrations, `#7,#9` for these, or null for one.
+
+    Raises DemonstrationError where a task has no such demonstrations, or where the policy infers nothing and
+    something is to be shown to it.
+    """
+    if not infers_task:
+        if asked is None:
+            return None
+        raise DemonstrationError(
+            f"context: expected none, since this policy does not infer its task from demonstrations; found {asked!r}"
+        )
+    library = context_of(checkpoint)
+    numbers = re.findall(r"[0-9]{1,9}", asked or "1")
+    if asked is not None and not re.fullmatch(r"[0-9]{1,3}|#[0-9]{1,9}(,#[0-9]{1,9}){0,63}", asked):
+        raise DemonstrationError(
+            f"context: expected how many demonstrations to show, as in 2, or which, as in #7,#9; found {asked!r}"
+        )
+    chosen = tuple(int(number) for number in numbers)
+    if asked is not None and asked.startswith("#"):
+        choice = ContextChoice(library, numbers=chosen)
+    else:
+        choice = ContextChoice(library, size=chosen[0])
+    for task in tasks:
+        choice.of(task, 0)
+    return choice
 
 
 def context_of(checkpoint: Path) -> ContextLibrary:

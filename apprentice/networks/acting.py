@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from apprentice.networks.context import Shown
+from apprentice.networks.context import Belief, Shown
 from apprentice.networks.policy import SquashedGaussianPolicy
 from apprentice.types import ActionBatch, EnvironmentSpec, Observation
 
@@ -38,11 +38,8 @@ class Policy:
 
         What they say, the belief's mean or a sample of it, stays until others are shown.
         """
-        encoder = self._module.context
-        if encoder is None or not demonstrations:
-            raise ValueError("expected a policy that infers its task, and demonstrations to show")
         with torch.inference_mode():
-            belief, _, _ = encoder(shown_together([demonstrations]))
+            belief = self._belief(demonstrations)
             latent = belief.mean[0]
             if not deterministic:
                 noise = torch.randn(belief.mean.shape, generator=self._generator)
@@ -53,9 +50,18 @@ class Policy:
                 self._latent = torch.cat([self._latent.reshape(-1, len(latent)), more])
             self._latent[place] = latent
 
-    def latent(self, num: int) -> np.ndarray:
-        """Return what environments 0 to `num` - 1 are inferred to play [num, Z]."""
-        return self._latent[:num].numpy().copy()
+    def believe(self, demonstrations: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and deviation [Z] of what demonstrations [L, 2 O + A] of one task say together."""
+        with torch.inference_mode():
+            belief = self._belief(demonstrations)
+            return belief.mean[0].numpy().copy(), belief.std[0].numpy().copy()
+
+    def _belief(self, demonstrations: Sequence[np.ndarray]) -> Belief:
+        encoder = self._module.context
+        if encoder is None or not demonstrations:
+            raise ValueError("expected a policy that infers its task, and demonstrations to show")
+        belief: Belief = encoder(shown_together([demonstrations]))[0]
+        return belief
 
     def act(self, observation: Observation, deterministic: bool = False) -> ActionBatch:
         """Choose an action for each of K observations: tanh of the mean, or of a sample."""
