@@ -29,3 +29,18 @@ LEARNING_COLUMNS = (
     "command",
     "commit",
 )
+
+FAMILY_COLUMNS = (
+    "family",
+    "split",  # division of the family's tasks; rows are of its meta-test tasks
+    "method",
+    "context",  # demonstrations shown; 0 where the policy infers nothing
+    "task_id",
+    "seed",
+    "return",
+    "metric",  # what the family measures beside the return, `name=value;name=value`
+    "expert_return",
+    "normalised",  # (return - random) / (expert_return - random), of this task
+    "command",
+    "commit",
+)

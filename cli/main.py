@@ -21,6 +21,7 @@ COMMANDS = {
     "experiments": "list the experiments and what they resolve to",
     "evaluate": "evaluate a checkpoint: videos, frames and returns into a folder",
     "demos": "record, look at and convert demonstrations",
+    "families": "measure final policies in tasks of their family that they never learned",
     "report": "measure the final policies of runs: rows, a table, a plot",
     "heatmap": "draw the reward that a run learned over two coordinates",
     "metrics": "write the metrics of a run as CSV",

@@ -88,11 +88,11 @@ def run(arguments: argparse.Namespace) -> int:
         (arguments.out / "table.md").write_text(text)
         (arguments.out / "returns.svg").write_text(plot(list(rows.values())))
     if arguments.into is not None:
-        _put(text, arguments.into)
+        put_table(text, arguments.into)
     return 0
 
 
-def _put(table: str, path: Path) -> None:
+def put_table(table: str, path: Path) -> None:
     """Replace what lies between the marks of a Markdown file."""
     before, first, rest = path.read_text().partition(BEGIN)
     _, second, after = rest.partition(END)
@@ -106,6 +106,23 @@ def _put(table: str, path: Path) -> None:
 
 def _measure(path: Path, arguments: argparse.Namespace) -> LearningRow:
     """Evaluate a run's final policy: never the best, which would select on the environment's reward."""
+    folder, checkpoint, experiment = finished_run(path)
+    if experiment.infers_task:
+        raise CommandFailed(
+            f"{path}: expected a policy that is shown nothing, found one that infers its task: `apprentice families` "
+            "measures it",
+            exit_codes.CONFIGURATION,
+        )
+    if arguments.measure == "curve":
+        value = _mean_of_evaluations(folder)
+    else:
+        value = _return_of(checkpoint, experiment, arguments.episodes)
+    expert = _expert_of(folder)
+    return _row(experiment, value, expert, arguments)
+
+
+def finished_run(path: Path) -> tuple[RunFolder, Path, Experiment]:
+    """Return a run's folder, newest checkpoint and experiment; refuse one that has not finished."""
     from apprentice.checkpoint import newest_checkpoint
     from apprentice.checkpoint_format import CheckpointError
     from apprentice.experiments import ExperimentError, load_resolved
@@ -125,12 +142,7 @@ def _measure(path: Path, arguments: argparse.Namespace) -> LearningRow:
             f"`apprentice up --resume {path.name}` goes on with it",
             exit_codes.CONFIGURATION,
         )
-    if arguments.measure == "curve":
-        value = _mean_of_evaluations(folder)
-    else:
-        value = _return_of(found[0], experiment, arguments.episodes)
-    expert = _expert_of(folder)
-    return _row(experiment, value, expert, arguments)
+    return folder, found[0], experiment
 
 
 def _mean_of_evaluations(folder: RunFolder) -> float:
@@ -198,12 +210,12 @@ def _row(
         best,
         worst,
         normalised,
-        _command(experiment.name),
+        command_of(experiment.name),
         describe_commit(),
     )
 
 
-def _command(name: str) -> str:
+def command_of(name: str) -> str:
     """Return what makes the runs of a row."""
     files = sorted(Path("experiments").rglob(f"{name}.yaml"))
     if files and Path("experiments") not in {file.parent for file in files}:

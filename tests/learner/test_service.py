@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from apprentice.config import Experiment
+from apprentice.demonstrations.context import TrainContext
 from apprentice.profiling import Span
 from apprentice.rpc import (
     ActorReport,
@@ -364,3 +365,39 @@ def test_reflection_lists_the_service(running: Running) -> None:
         (reply,) = stub.ServerReflectionInfo(iter([request]), timeout=5)
     names = {service.name for service in reply.list_services_response.service}
     assert {SERVICE, "grpc.health.v1.Health"} <= names
+
+
+def test_demonstrations_to_show_are_served_by_their_digest() -> None:
+    context = TrainContext(
+        torch.randn(300_000, 4),
+        torch.tensor([0, 100_000, 300_000]),
+        torch.tensor([0, 0]),
+        torch.tensor([4, 5]),
+    )
+    service = LearnerService(EXPERIMENT, [SPEC], "127.0.0.1", 0, "a-run", context=context)
+    service.start()
+    client = LearnerClient(service.address, 5.0)
+    try:
+        membership = client.join(7, "here", 1)
+        assert len(membership.context_sha256) == 64
+        found = TrainContext.from_tensors(client.context(membership.context_sha256))
+        for mine, theirs in zip(context, found, strict=True):
+            assert torch.equal(mine, theirs)
+        with pytest.raises(NotAMember, match="context: expected"):
+            client.context("0" * 64)
+    finally:
+        client.close()
+        service.stop(0.1)
+
+
+def test_a_run_that_shows_nothing_serves_nothing() -> None:
+    service = LearnerService(EXPERIMENT, [SPEC], "127.0.0.1", 0, "a-run")
+    service.start()
+    client = LearnerClient(service.address, 5.0)
+    try:
+        assert client.join(7, "here", 1).context_sha256 == ""
+        with pytest.raises(NotAMember, match="to be asked for none"):
+            client.context("")
+    finally:
+        client.close()
+        service.stop(0.1)
