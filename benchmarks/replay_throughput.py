@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
@@ -30,22 +30,37 @@ TASK = "cheetah-run"
 START_SECONDS = 60.0
 
 
-def make_experiment() -> Experiment:
-    """Return settings for actors that are not held back, with no checkpoint in between."""
+def make_experiment(num_tasks: int | None = None) -> Experiment:
+    """Return settings for actors that are not held back, with no checkpoint in between.
+
+    With `num_tasks` it is a family of so many, each with a table and a ring of its own, as large in all.
+    """
     from apprentice.config import Experiment
 
     replay = {
-        "capacity": CAPACITY,
+        "capacity": CAPACITY // (num_tasks or 1),
         "segment_length": 64,
         "feed_segments": 128,
         "checkpoint_period_seconds": 3600.0,
     }
-    data = {"name": "bench", "task": TASK, "replay": replay}
+    data: dict[str, Any] = {"name": "bench", "task": TASK, "replay": replay}
+    if num_tasks is not None:
+        family = {"split": "continuous", "num_train": num_tasks, "gamma": 0.99}
+        data |= {"task": "cheetah_velocity", "environment": {"family": family}}
     return Experiment.model_validate(data)
 
 
-def make_segments(spec: EnvironmentSpec, length: int, number: int) -> list[Segment]:
-    """Return segments of random numbers, which do not compress better than real ones."""
+def make_specs(experiment: Experiment) -> list[EnvironmentSpec]:
+    """Return the specification of each task."""
+    from apprentice.environments import experiment_specs
+
+    return experiment_specs(experiment.task, experiment.observation_keys, experiment.environment)
+
+
+def make_segments(
+    spec: EnvironmentSpec, length: int, number: int, num_tasks: int = 1
+) -> list[Segment]:
+    """Return segments of random numbers, which do not compress better than real ones, of all tasks in turns."""
     import numpy as np
 
     from apprentice.types import Ending, Segment
@@ -63,7 +78,7 @@ def make_segments(spec: EnvironmentSpec, length: int, number: int) -> list[Segme
             np.ones(length, np.float32),
             length,
             Ending.GOES_ON,
-            task=0,
+            task=index % num_tasks,
             actor=0,
             incarnation=1,
             episode=index,
@@ -75,17 +90,16 @@ def make_segments(spec: EnvironmentSpec, length: int, number: int) -> list[Segme
     ]
 
 
-def write(address: str) -> None:
+def write(address: str, num_tasks: int | None) -> None:
     """Write for ever."""
 
-    from apprentice.environments import environment_spec
     from replay.errors import ReplayUnavailable
     from replay.writer import SegmentWriter
 
-    experiment = make_experiment()
-    spec = environment_spec(TASK, experiment.observation_keys, experiment.environment)
-    segments = make_segments(spec, experiment.replay.segment_length, 256)
-    writer = SegmentWriter(address, (spec,), experiment.replay)
+    experiment = make_experiment(num_tasks)
+    specs = make_specs(experiment)
+    segments = make_segments(specs[0], experiment.replay.segment_length, 256, len(specs))
+    writer = SegmentWriter(address, specs, experiment.replay)
     writer.append(segments[0], START_SECONDS)
     print("ready", flush=True)
     episode = 0
@@ -98,21 +112,20 @@ def write(address: str) -> None:
                 return
 
 
-def read(address: str) -> None:
-    """Read into a ring for ever; say how many transitions came whenever asked."""
+def read(address: str, num_tasks: int | None) -> None:
+    """Read into rings for ever; say how many transitions came whenever asked."""
     import threading
 
     import torch
 
-    from apprentice.environments import environment_spec
     from replay.reader import FeedReader
     from replay.rings import Ring
 
     torch.set_num_threads(1)
-    experiment = make_experiment()
-    spec = environment_spec(TASK, experiment.observation_keys, experiment.environment)
-    ring = Ring(spec, CAPACITY, experiment.replay.segment_length, torch.device("cpu"))
-    reader = FeedReader(address, (spec,), experiment.replay)
+    experiment = make_experiment(num_tasks)
+    specs, replay = make_specs(experiment), experiment.replay
+    rings = [Ring(spec, replay.capacity, replay.segment_length, "cpu") for spec in specs]
+    reader = FeedReader(address, specs, replay)
     received = 0
 
     def tell() -> None:
@@ -125,7 +138,7 @@ def read(address: str) -> None:
     print("ready", flush=True)
     while True:
         for segment in reader.poll(64, 1.0):
-            ring.append(segment)
+            rings[segment.task].append(segment)
             received += segment.length
 
 
@@ -173,7 +186,7 @@ class Child:
         self._popen.wait(10.0)
 
 
-def measure(rounds: int, seconds: float) -> list[dict[str, object]]:
+def measure(rounds: int, seconds: float, num_tasks: int | None = None) -> list[dict[str, object]]:
     """Start the three, measure `rounds` times, and return rows of the results' columns."""
     from apprentice.experiments import save_experiment
     from apprentice.ports import is_free
@@ -193,7 +206,9 @@ def measure(rounds: int, seconds: float) -> list[dict[str, object]]:
             time.sleep(1.0)
             empty = children["server"].rss_bytes()
             for role in ("reader", "writer"):
-                children[role] = Child(__file__, "--role", role, "--address", address)
+                tasks = [] if num_tasks is None else ["--tasks", str(num_tasks)]
+                command = (str(Path(__file__)), "--role", role, "--address", address, *tasks)
+                children[role] = Child(*command)
             for role in ("reader", "writer"):
                 if children[role].line() != "ready":
                     raise RuntimeError(f"the {role} did not start")
@@ -240,6 +255,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a round")
+    parser.add_argument("--tasks", type=int, help="tasks of a family, a table each (one task)")
     parser.add_argument("--role", choices=["writer", "reader"], help="be this process")
     parser.add_argument("--address", help="the replay server, for a role")
     arguments = parser.parse_args()
@@ -247,9 +263,10 @@ def main() -> None:
         from apprentice.logs import configure_logging
 
         configure_logging(arguments.role)  # Standard output is for the answers.
-        (write if arguments.role == "writer" else read)(arguments.address)
+        work = write if arguments.role == "writer" else read
+        work(arguments.address, arguments.tasks)
         return
-    rows = measure(arguments.rounds, arguments.seconds)
+    rows = measure(arguments.rounds, arguments.seconds, arguments.tasks)
     print(json.dumps(rows, indent=None if arguments.json else 2))
 
 

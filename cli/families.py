@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apprentice import exit_codes
 from cli.failure import CommandFailed
 from cli.machine import describe_commit
-from cli.report import command_of, finished_run, put_table
+from cli.report import finished_run, put_table
 
 if TYPE_CHECKING:
+    from apprentice.config import Experiment
     from apprentice.family_results import FamilyRow
 
 
@@ -108,8 +110,33 @@ def _measure(path: Path, again: bool) -> list[FamilyRow]:
             metric_text(result.metrics),
             result.expert_return,
             result.normalised,
-            command_of(experiment.name),
+            command_of_run(experiment),
             describe_commit(),
         )
         for result in found.results
     ]
+
+
+def command_of_run(experiment: Experiment) -> str:
+    """Return what makes this run again: the experiment's name, and all settings that its file does not say."""
+    from apprentice.experiments import ExperimentError, load_experiment
+
+    words = f"apprentice up {experiment.name}"
+    try:
+        stated = _flat(load_experiment(experiment.name).model_dump(mode="json"))
+    except ExperimentError:
+        return words
+    for key, value in _flat(experiment.model_dump(mode="json")).items():
+        if stated.get(key) != value and not key.startswith("services."):
+            words += f" --set {key}={json.dumps(value) if not isinstance(value, str) else value}"
+    return words
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found

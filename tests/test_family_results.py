@@ -1,0 +1,126 @@
+"""Results on unseen tasks: rows that come back the same, means over tasks and seeds, a table and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from apprentice.family_results import (
+    FamilyRow,
+    family_plot,
+    family_table,
+    metric_text,
+    read_family_results,
+    summarise_families,
+    write_family_results,
+)
+from apprentice.results import ResultsError
+
+
+def row(
+    method: str, context: int, task: int, seed: int, value: float, expert: float | None = 80.0
+) -> FamilyRow:
+    metric = metric_text({"final_distance": value / 1000, "steps_within_0.02": value / 2})
+    return FamilyRow(
+        "reacher_goal",
+        "standard",
+        method,
+        context,
+        f"reacher_goal-{task}",
+        seed,
+        value,
+        metric,
+        expert,
+        None if expert is None else (value - 4.0) / (expert - 4.0),
+        "apprentice up x",
+        "0123",
+    )
+
+
+ROWS = [
+    row("dac-posterior", context, task, seed, 40.0 + 10 * context + task + 4 * seed)
+    for context in (1, 2)
+    for task in (0, 1)
+    for seed in (0, 1)
+] + [
+    row("dac-blind", 0, 0, 0, 10.0),
+    row("dac-told", 0, 0, 0, 70.0),
+]
+
+
+def test_rows_come_back_the_same_in_the_order_of_their_keys(tmp_path: Path) -> None:
+    path = tmp_path / "families.csv"
+    assert read_family_results(path) == ()
+    write_family_results(path, ROWS[::-1])
+    found = read_family_results(path)
+    assert [entry.key for entry in found] == sorted(entry.key for entry in ROWS)
+    by_key = {entry.key: entry for entry in found}
+    for entry in ROWS:
+        assert by_key[entry.key]._replace(normalised=None) == entry._replace(normalised=None)
+        assert by_key[entry.key].normalised == pytest.approx(entry.normalised, abs=1e-4)
+    header = path.read_text().splitlines()[0]
+    assert header == (
+        "family,split,method,context,task_id,seed,return,metric,expert_return,normalised,command,commit"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("family,split\nx,y\n", "expected the columns family, split, method"),
+        (
+            "family,split,method,context,task_id,seed,return,metric,expert_return,normalised,command,commit\n"
+            "f,s,m,1,t,0,,x=1,,,c,c\n",
+            "line 2: return: expected a number",
+        ),
+        (
+            "family,split,method,context,task_id,seed,return,metric,expert_return,normalised,command,commit\n"
+            "f,s,m,1,t,0,1.0,x=much,,,c,c\n",
+            "line 2",
+        ),
+    ],
+)
+def test_another_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "families.csv"
+    path.write_text(text)
+    with pytest.raises(ResultsError, match=message):
+        read_family_results(path)
+
+
+def test_means_are_over_tasks_and_seeds() -> None:
+    found = summarise_families(ROWS)["reacher_goal", "standard", "dac-posterior", 1]
+    assert found.mean_return == pytest.approx(52.5)
+    assert found.seeds == (50.5, 54.5)
+    assert found.share_of_expert == pytest.approx(52.5 / 80.0)
+    assert found.between == pytest.approx((52.5 - 10.0) / 60.0)
+    assert found.metrics["steps_within_0.02"] == pytest.approx(26.25)
+    assert found.low <= 52.5 <= found.high
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    found = summarise_families([row("bc-posterior", 1, 0, 0, 30.0, expert=None)])
+    (summary,) = found.values()
+    assert (summary.share_of_expert, summary.between) == (None, None)
+    assert "| bc-posterior | 1 | 30.0 [30.0, 30.0] |  |  |" in family_table(
+        [row("bc-posterior", 1, 0, 0, 30.0, expert=None)]
+    )
+
+
+def test_the_table_has_a_line_a_setting() -> None:
+    lines = family_table(ROWS).splitlines()
+    assert len(lines) == 2 + 4
+    assert lines[-1].startswith("| reacher_goal | standard | dac-told |  | 70.0")
+    assert "| 0.78 | 0.88 |" in lines[4]
+
+
+def test_the_picture_has_a_line_for_each_method_and_a_dashed_one_for_what_infers_nothing() -> None:
+    picture = family_plot(ROWS, "reacher_goal", "standard")
+    root = ElementTree.fromstring(picture)  # noqa: S314 - our own
+    name = "{http://www.w3.org/2000/svg}"
+    assert len(root.findall(f"{name}polyline")) == 1
+    dashed = [line for line in root.findall(f"{name}line") if "stroke-dasharray" in line.attrib]
+    assert len(dashed) == 2
+    words = {text.text for text in root.findall(f"{name}text")}
+    assert {"dac-blind", "dac-told", "dac-posterior", "1", "2"} <= words
