@@ -18,7 +18,6 @@ from learner.context_update import (
     ContextBatch,
     ContextParts,
     ContextState,
-    Inferred,
 )
 from learner.demonstrated import Demonstrated, rows_of_tasks, tasks_of_rows
 from learner.flat import AdamSettings, AdamState, FlatLayout, adam_step, clip_by_norm
@@ -68,24 +67,25 @@ def make_cloning_update(
         batch: Transition,
         noise: torch.Tensor,
         shown: ContextBatch | None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, Inferred | None]]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, tuple[torch.Tensor, ...]]]:
         observation = dict(batch.observation)
         if settings.noise > 0.0:
             spread = settings.noise / policy.encoder.state_scale
             observation["state"] = observation["state"] + spread * noise
-        inferred: Inferred | None = None
+        inferred: tuple[torch.Tensor, ...] = ()
+        context_loss = torch.zeros((), device=vector.device)
         if shown is not None:
             assert context is not None
-            inferred = context.infer(context_vector, shown)
-            observation["latent"] = inferred.latent
+            found = context.infer(context_vector, shown)
+            observation["latent"], context_loss = found.latent, found.loss
+            inferred = (found.divergence, found.information, found.statistics)
         mean, log_std = functional_call(policy, layout.unflatten(vector), (observation,))
         error = action_error(mean, batch.action)
         loss = error
         if settings.loss == "likelihood":
             loss = -log_probability(batch.pre_tanh_action, mean, log_std.clamp_min(-5.0)).mean()
-        if inferred is not None:
-            loss = loss + inferred.loss
-        return loss, (error.detach(), inferred)
+        detached = tuple(value.detach() for value in inferred)
+        return loss + context_loss, (error.detach(), detached)
 
     def update(
         state: AdamState,
@@ -109,16 +109,17 @@ def make_cloning_update(
             )
         values = [loss, error, norm, (~accept).float()]
         if context_state is not None:
-            assert context is not None and inferred is not None
+            assert context is not None
+            divergence, information, statistics = inferred
             context_norm = context.step(
                 context_state,
                 context_gradient,
-                inferred.statistics,
+                statistics,
                 rate_factor,
                 accept,
                 context_learning_rate,
             )
-            values += [inferred.divergence, inferred.information, context_norm]
+            values += [divergence, information, context_norm]
         return torch.stack(values).detach()
 
     return update

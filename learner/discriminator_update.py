@@ -170,7 +170,7 @@ def make_discriminator_update(
                 gradient = gradient * sloped
             penalty = gradient_penalty(settings.penalty, gradient)
             loss = loss + settings.penalty_coefficient * penalty
-        statistics = None if inferred is None else inferred.statistics
+        statistics = zero if inferred is None else inferred.statistics
         divergence = zero if inferred is None else inferred.divergence.detach()
         information = zero if inferred is None else inferred.information.detach()
         measured = _Measured(
@@ -215,7 +215,7 @@ def make_discriminator_update(
             state.adam.parameters.mul_(kept)
         values = [loss, measured.cross_entropy, measured.penalty, norm, (~accept).float()]
         if context_state is not None:
-            assert context is not None and measured.statistics is not None
+            assert context is not None
             rate = context.settings.learning_rate
             context_norm = context.step(
                 context_state, context_gradient, measured.statistics, rate_factor, accept, rate
@@ -231,7 +231,7 @@ class _Measured(NamedTuple):
     penalty: torch.Tensor
     divergence: torch.Tensor
     information: torch.Tensor
-    statistics: torch.Tensor | None
+    statistics: torch.Tensor  # of batch norm; [] where no encoder is trained
 
 
 def _told(rows: Rows, latent: torch.Tensor) -> Rows:

@@ -22,7 +22,8 @@ import learner.running
 from apprentice.config import EnvironmentSettings, Experiment
 from apprentice.environments import make_environment, shown_task
 from apprentice.experiments import save_experiment
-from apprentice.exporter import Exporter
+from apprentice.exporter import Exporter, metric_name
+from apprentice.latents import LatentPoint, latent_metrics
 from apprentice.metrics import read_metrics
 from apprentice.ports import is_free
 from apprentice.profiling import Span
@@ -39,7 +40,7 @@ from replay.reader import FeedReader
 from tests.actor.fakes import Stage
 from tests.demonstrations.cases import trajectory
 from tests.evalserver import serving
-from tests.learner import test_imitation, test_running
+from tests.learner import test_conditioning, test_imitation, test_running
 from tests.replay import cases
 from tests.test_exporter import scrape
 
@@ -90,8 +91,20 @@ def _learner() -> tuple[frozenset[str], frozenset[str]]:
             {"imitation": {"method": "bc"}},
         )
     ]
-    written = frozenset[str]().union(*(one[0] for one in told))
-    return written, frozenset[str]().union(*(one[1] for one in told))
+    inferring = _metrics_of_inference()
+    written = frozenset[str]().union(inferring, *(one[0] for one in told))
+    exported_names = frozenset(metric_name(name) for name in inferring)
+    return written, exported_names.union(*(one[1] for one in told))
+
+
+def _metrics_of_inference() -> frozenset[str]:
+    """Return what a learner writes whose policy infers its task."""
+    names: set[str] = set()
+    for method in ("dac", "bc"):
+        one = test_conditioning.filled(imitation={"method": method})
+        one.update()
+        names |= set(one.metrics())
+    return frozenset(names)
 
 
 def _learner_of(experiment: Experiment) -> tuple[frozenset[str], frozenset[str]]:
@@ -144,7 +157,13 @@ def _family_metrics() -> dict[str, float]:
         environment.reset()
         environment.step(np.zeros(environment.spec.action_size, np.float32))
         found |= environment.episode_metrics()
-    return found
+    random = np.random.default_rng(0)
+    points = [
+        LatentPoint(n, f"task-{n // 2}", split, random.normal(size=3), np.ones(3))
+        for n, split in enumerate(["train"] * 8 + ["validation"] * 4)
+    ]
+    told = {point.task_id: random.normal(size=2) for point in points}
+    return {**found, **latent_metrics(points, told), "swapped_return": 1.0}
 
 
 class _Service(test_running.FakeService):
