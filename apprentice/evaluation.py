@@ -142,30 +142,40 @@ def evaluate(
     started = time.monotonic()
     deadline = started + deadline_seconds
     settings = unshaped(settings or EnvironmentSettings())
-    asked = [(name, seed) for name in tasks for seed in seeds]
-    episodes: list[Episode] = []
+    episodes: dict[tuple[int, int], Episode] = {}
     environments: dict[tuple[int, str], Environment] = {}
     try:
-        for first in range(0, len(asked), MAX_BATCH):
-            batch = asked[first : first + MAX_BATCH]
-            chosen = []
-            for place, (name, seed) in enumerate(batch):
+        for batch in _batches(len(tasks), len(seeds)):
+            chosen, asked = [], [(tasks[task], seeds[number]) for task, number in batch]
+            for place, (name, seed) in enumerate(asked):
                 if (place, name) not in environments:
                     environments[place, name] = make_environment(name, 0, observation, settings)
                 chosen.append(environments[place, name])
                 chosen[-1].seed(environment_seed(seed))
-            shown = _show(policy, context, batch, deterministic)
-            keep = max(0, keep_trajectories - first)
-            runner = _Batch(chosen, policy, deterministic, keep)
-            ran = runner.run([seed for _, seed in batch], max_steps, deadline)
-            episodes += [
-                episode._replace(context=numbers)
-                for episode, numbers in zip(ran, shown, strict=True)
-            ]
+            shown = _show(policy, context, asked, deterministic)
+            kept = [task * len(seeds) + number < keep_trajectories for task, number in batch]
+            runner = _Batch(chosen, policy, deterministic, kept)
+            ran = runner.run([seed for _, seed in asked], max_steps, deadline)
+            for where, episode, numbers in zip(batch, ran, shown, strict=True):
+                episodes[where] = episode._replace(context=numbers)
     finally:
         for environment in environments.values():
             environment.close()
-    return Evaluation(tuple(episodes), time.monotonic() - started)
+    in_order = tuple(episodes[where] for where in sorted(episodes))
+    return Evaluation(in_order, time.monotonic() - started)
+
+
+def _batches(num_tasks: int, num_seeds: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield what runs side by side, as numbers of task and seed: of several tasks, an environment of each.
+
+    A physics takes as long to build as an episode to play, so that no task is built more often than it must be.
+    """
+    for first in range(0, num_tasks, MAX_BATCH):
+        together = range(first, min(first + MAX_BATCH, num_tasks))
+        at_once = MAX_BATCH // len(together)  # seeds of each task
+        for start in range(0, num_seeds, at_once):
+            numbers = range(start, min(start + at_once, num_seeds))
+            yield [(task, number) for number in numbers for task in together]
 
 
 def _show(
@@ -195,13 +205,17 @@ class _Batch:
     """Episodes side by side; what an environment does after its episode's end is not looked at."""
 
     def __init__(
-        self, environments: Sequence[Environment], policy: Acts, deterministic: bool, keep: int
+        self,
+        environments: Sequence[Environment],
+        policy: Acts,
+        deterministic: bool,
+        kept: Sequence[bool],
     ) -> None:
         self._environments = environments
         self._policy, self._deterministic = policy, deterministic
         self._recorders = [
-            _Recorder(environment) if index < keep else None
-            for index, environment in enumerate(environments)
+            _Recorder(environment) if keep else None
+            for environment, keep in zip(environments, kept, strict=True)
         ]
         self._begun = False
 

@@ -57,7 +57,7 @@ def record_demonstrations(
         )
     return _Recording(
         policy, checkpoint, manifest, experiment, first_seed, deterministic, deadline_seconds
-    ).record(experiment.task, num_episodes, minimum_return, measured_episodes)
+    ).record([experiment.task], num_episodes, minimum_return, measured_episodes)[experiment.task]
 
 
 def record_family(
@@ -89,13 +89,11 @@ def record_family(
         policy, checkpoint, manifest, experiment, first_seed, deterministic, deadline_seconds
     )
     num = num_context + num_query
-    recorded = {
-        name: {
-            task.task_id: (recording.record(task.task_id, num, None, num), num_context)
-            for task in split.of(name)
-        }
-        for name in SPLITS
-    }
+    recorded = {}
+    for name in SPLITS:
+        tasks = [task.task_id for task in split.of(name)]
+        found = recording.record(tasks, num, None, num)
+        recorded[name] = {task: (found[task], num_context) for task in tasks}
     write_family(folder, experiment.task, settings, split.digest(), recorded)
     return read_family(folder)
 
@@ -119,61 +117,82 @@ class _Recording:
         self._deadline = time.monotonic() + deadline_seconds
 
     def record(
-        self, task: str, num_episodes: int, minimum_return: float | None, num_measured: int
-    ) -> DemonstrationSet:
-        """Return episodes of one task."""
-        experiment, keys = self._experiment, self._experiment.acting_keys
+        self,
+        tasks: Sequence[str],
+        num_episodes: int,
+        minimum_return: float | None,
+        num_measured: int,
+    ) -> dict[str, DemonstrationSet]:
+        """Return episodes of each task."""
         tried = num_episodes if minimum_return is None else 5 * num_episodes
         num = max(tried, num_measured)
         evaluation = evaluate(
             self._policy,
-            task,
+            tasks,
             range(self._first_seed, self._first_seed + num),
-            observation=keys,
-            settings=experiment.environment,
+            observation=self._experiment.acting_keys,
+            settings=self._experiment.environment,
             deterministic=self._deterministic,
-            keep_trajectories=tried,
+            keep_trajectories=tried if len(tasks) == 1 else num * len(tasks),
             deadline_seconds=self._left(),
         )
-        kept = [
-            episode.trajectory
-            for episode in evaluation.episodes[:tried]
-            if episode.trajectory is not None
-            and (minimum_return is None or episode.environment_return >= minimum_return)
-        ][:num_episodes]
-        if len(kept) < num_episodes:
-            raise DemonstrationError(
-                f"episodes: expected {num_episodes} with a return of {minimum_return} or more, found {len(kept)} "
-                f"among {tried}"
-            )
-        metadata = DemonstrationMetadata(
-            environment=environment_spec(task, keys, experiment.environment).to_dict(),
+        randoms = self._random_returns(tasks)
+        recorded = {}
+        for task in tasks:
+            own = [episode for episode in evaluation.episodes if episode.task == task]
+            kept = [
+                episode.trajectory
+                for episode in own[:tried]
+                if episode.trajectory is not None
+                and (minimum_return is None or episode.environment_return >= minimum_return)
+            ][:num_episodes]
+            if len(kept) < num_episodes:
+                raise DemonstrationError(
+                    f"episodes: expected {num_episodes} with a return of {minimum_return} or more, found {len(kept)} "
+                    f"among {tried}"
+                )
+            mean = float(np.mean([episode.environment_return for episode in own]))
+            metadata = self._metadata(task, mean, num, randoms[task])
+            recorded[task] = DemonstrationSet(metadata, tuple(kept))
+        return recorded
+
+    def _metadata(
+        self, task: str, expert_return: float, num_measured: int, random_return: float
+    ) -> DemonstrationMetadata:
+        experiment = self._experiment
+        spec = environment_spec(task, experiment.acting_keys, experiment.environment)
+        return DemonstrationMetadata(
+            environment=spec.to_dict(),
             settings=experiment.environment,
             expert=Expert(
                 run=self._manifest.run,
                 steps=self._manifest.steps,
                 digest=digest_of(self._checkpoint / MANIFEST),
-                return_mean=evaluation.return_mean,
-                return_episodes=num,
+                return_mean=expert_return,
+                return_episodes=num_measured,
             ),
-            random_return=self._random_return(task),
+            random_return=random_return,
             deterministic=self._deterministic,
             dm_control=importlib.metadata.version("dm_control"),
             mujoco=importlib.metadata.version("mujoco"),
         )
-        return DemonstrationSet(metadata, tuple(kept))
 
-    def _random_return(self, task: str) -> float:
-        """Return the mean return of uniformly random actions."""
-        spec = environment_spec(task, self._experiment.acting_keys, self._experiment.environment)
-        return evaluate(
+    def _random_returns(self, tasks: Sequence[str]) -> dict[str, float]:
+        """Return the mean return of uniformly random actions in each task."""
+        experiment = self._experiment
+        spec = environment_spec(tasks[0], experiment.acting_keys, experiment.environment)
+        found = evaluate(
             UniformPolicy(spec, seed=self._first_seed),
-            task,
+            tasks,
             range(self._first_seed, self._first_seed + RANDOM_EPISODES),
             observation=("state",),
-            settings=self._experiment.environment,
+            settings=experiment.environment,
             deadline_seconds=self._left(),
-        ).return_mean
+        ).episodes
+        return {
+            task: float(np.mean([e.environment_return for e in found if e.task == task]))
+            for task in tasks
+        }
 
     def _left(self) -> float:
         return self._deadline - time.monotonic()
