@@ -6,7 +6,6 @@ import os
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -189,7 +188,7 @@ class _Serving:
         self, seeds: list[int], stack: ExitStack
     ) -> Sequence[Environment] | Sequence[WalkingEnvironment]:
         """Build the environments: of the one task, or each a walk over a family's."""
-        from actor.walking import TaskWalk, WalkingEnvironment
+        from actor.walking import TaskEnvironments, TaskWalk, WalkingEnvironment
         from apprentice.environments import UnknownTask, experiment_specs, make_environment
 
         experiment, specs = self._membership.experiment, self._membership.specs
@@ -208,15 +207,17 @@ class _Serving:
                 f"{len(built)} like {differing[1].to_dict()}; install the same versions on both"
             )
 
-        def build(seed: int, task: int) -> Environment:
-            environment = make_environment(specs[task].task_id, seed + 7919 * task, keys, settings)
+        def build(task: int, number: int) -> Environment:
+            seed = seeds[number % len(seeds)] + 7919 * task
+            environment = make_environment(specs[task].task_id, seed, keys, settings)
             stack.callback(environment.close)
             return environment
 
         if len(specs) == 1:
-            return [build(seed, 0) for seed in seeds]
+            return [build(0, number) for number in range(len(seeds))]
         walk = TaskWalk(len(specs), (experiment.seed, self._membership.slot, self._incarnation))
-        return [WalkingEnvironment(walk, partial(build, seed)) for seed in seeds]
+        lent = TaskEnvironments(build)
+        return [WalkingEnvironment(walk, lent) for _ in seeds]
 
 
 def environment_seeds(seed: int, slot: int, incarnation: int, num: int) -> list[int]:

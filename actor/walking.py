@@ -26,15 +26,37 @@ class TaskWalk:
         return self._left.pop()
 
 
-class WalkingEnvironment:
-    """Plays one task an episode, in the walk's order; each task's physics is compiled once, when first met."""
+class TaskEnvironments:
+    """Environments by task, lent to whoever plays it now: as many are built of a task as are played at once."""
 
-    def __init__(self, walk: TaskWalk, build: Callable[[int], Environment]) -> None:
-        self._walk, self._build = walk, build
-        self._environments: dict[int, Environment] = {}
+    def __init__(self, build: Callable[[int, int], Environment]) -> None:
+        """Build with `build(task, number)` where all of a task's are lent; numbers count those of a task."""
+        self._build = build
+        self._free: dict[int, list[Environment]] = {}
+        self._num_built: dict[int, int] = {}
+
+    def take(self, task: int) -> Environment:
+        """Lend an environment of a task; its physics is compiled where none is free."""
+        free = self._free.setdefault(task, [])
+        if free:
+            return free.pop()
+        number = self._num_built.get(task, 0)
+        self._num_built[task] = number + 1
+        return self._build(task, number)
+
+    def give_back(self, task: int, environment: Environment) -> None:
+        """Take back what was lent."""
+        self._free[task].append(environment)
+
+
+class WalkingEnvironment:
+    """Plays one task an episode, in the walk's order; switching to a task that has been played costs nothing."""
+
+    def __init__(self, walk: TaskWalk, environments: TaskEnvironments) -> None:
+        self._walk, self._environments = walk, environments
         self._profile: Profile | None = None
         self.task_index = walk.next()
-        self._current = self._of(self.task_index)
+        self._current = environments.take(self.task_index)
         self.spec = self._current.spec
         self._begun = False
 
@@ -46,14 +68,15 @@ class WalkingEnvironment:
     @profile.setter
     def profile(self, profile: Profile | None) -> None:
         self._profile = profile
-        for environment in self._environments.values():
-            environment.profile = profile
+        self._current.profile = profile
 
     def reset(self) -> TimeStep:
         """Start an episode of the next task; after a PhysicsFault the same task is tried again."""
         if self._begun:
+            self._environments.give_back(self.task_index, self._current)
             self.task_index = self._walk.next()
-            self._current = self._of(self.task_index)
+            self._current = self._environments.take(self.task_index)
+            self._current.profile = self._profile
             self._begun = False
         first = self._current.reset()
         self._begun = True
@@ -66,15 +89,3 @@ class WalkingEnvironment:
     def rebuild(self) -> None:
         """Compile the present task's physics again."""
         self._current.rebuild()
-
-    def close(self) -> None:
-        """Free the graphics contexts of all tasks."""
-        for environment in self._environments.values():
-            environment.close()
-
-    def _of(self, task: int) -> Environment:
-        if task not in self._environments:
-            environment = self._build(task)
-            environment.profile = self._profile
-            self._environments[task] = environment
-        return self._environments[task]

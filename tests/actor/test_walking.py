@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from actor.segments import Origin, SegmentBuilder
-from actor.walking import TaskWalk, WalkingEnvironment
+from actor.walking import TaskEnvironments, TaskWalk, WalkingEnvironment
 from apprentice.environments import PhysicsFault
 from apprentice.profiling import Profile
 from apprentice.rollout import rollout
@@ -29,13 +29,14 @@ def test_a_walk_visits_each_task_once_before_any_twice() -> None:
 
 def test_environments_share_a_walk_and_segments_say_the_task() -> None:
     walk = TaskWalk(3, (7,))
-    built: list[int] = []
+    built: list[tuple[int, int]] = []
 
-    def build(task: int) -> FakeEnvironment:
-        built.append(task)
+    def build(task: int, number: int) -> FakeEnvironment:
+        built.append((task, number))
         return FakeEnvironment(task, episode_steps=4)
 
-    environments = [WalkingEnvironment(walk, build) for _ in range(2)]  # type: ignore[arg-type]
+    lent = TaskEnvironments(build)  # type: ignore[arg-type]
+    environments = [WalkingEnvironment(walk, lent) for _ in range(2)]
     builder = SegmentBuilder(STATE, 4, 2, Origin(0, 1))
     segments = []
     for step in islice(rollout(environments, CountingPolicy()), 24):
@@ -44,13 +45,22 @@ def test_environments_share_a_walk_and_segments_say_the_task() -> None:
     for segment in segments:
         assert (segment.observation["state"][:, 0] == segment.task).all()
     assert Counter(segment.task for segment in segments) == {0: 4, 1: 4, 2: 4}
-    assert max(Counter(built).values()) <= 2  # once for each environment
+    assert len(built) == len(set(built)) <= 5  # no more of a task than are played at once
+
+
+def test_what_is_lent_is_lent_once_and_again_when_it_has_come_back() -> None:
+    lent = TaskEnvironments(lambda task, number: FakeEnvironment(10 * task + number))  # type: ignore[arg-type,return-value]
+    first, second, other = lent.take(3), lent.take(3), lent.take(4)
+    assert len({id(first), id(second), id(other)}) == 3
+    lent.give_back(3, second)
+    assert lent.take(3) is second
+    assert lent.take(3) is not first
 
 
 def test_time_is_charged_to_one_profile_in_every_task() -> None:
     environment = WalkingEnvironment(
         TaskWalk(2, (0,)),
-        lambda task: FakeEnvironment(task, episode_steps=1),  # type: ignore[arg-type,return-value]
+        TaskEnvironments(lambda task, _: FakeEnvironment(task, episode_steps=1)),  # type: ignore[arg-type,return-value]
     )
     profile = Profile()
     environment.profile = profile
@@ -72,7 +82,7 @@ def test_a_start_that_fails_is_tried_again_in_the_same_task() -> None:
 
     environment = WalkingEnvironment(
         TaskWalk(4, (0,)),
-        lambda task: FailsOnce(task),  # type: ignore[arg-type,return-value]
+        TaskEnvironments(lambda task, _: FailsOnce(task)),  # type: ignore[arg-type,return-value]
     )
     task = environment.task_index
     with pytest.raises(PhysicsFault):
