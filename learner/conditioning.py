@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from apprentice.config import Experiment
@@ -62,6 +63,7 @@ class Conditioning:
         lookup = torch.full((int(context.number.max()) + 1,), NONE_SHOWN)
         lookup[context.number] = torch.arange(len(context.number))
         self._place_of = lookup.to(self._device)
+        self._task_of = dict(zip(context.number.tolist(), context.task.tolist(), strict=True))
 
     @property
     def learned(self) -> bool:
@@ -72,6 +74,11 @@ class Conditioning:
     def num_tasks(self) -> int:
         """Train tasks."""
         return len(self._counts)
+
+    def knows(self, task: int, numbers: np.ndarray) -> bool:
+        """Return whether a segment's numbers [C] are of demonstrations of its task, one or more."""
+        shown = [number for number in numbers.tolist() if number != NONE_SHOWN]
+        return bool(shown) and all(self._task_of.get(number) == task for number in shown)
 
     def draw(self, tasks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draw demonstrations of each of `tasks` [N]: places [N, C], NONE_SHOWN where fewer are shown."""

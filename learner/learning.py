@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import structlog
 import torch
 
 from apprentice.config import Experiment
@@ -23,6 +24,8 @@ from learner.sac import SAC, Tensors
 from replay.rings import Ring
 from replay.tables import signed
 from replay.tasks import Experience, TaskRings
+
+log = structlog.get_logger()
 
 _IMITATION, _CONDITIONING = "imitation.", "conditioning."
 """Begin the names of a checkpoint's tensors that are not SAC's."""
@@ -65,6 +68,7 @@ class Learning:
             self.experience = TaskRings(self.rings, replay.tasks_per_batch)
         self.counters = Counters()
         self.last_batch: Transition | None = None
+        self.num_unknown_contexts = 0
         self._met = False
         self._generator = torch.Generator(device).manual_seed(experiment.seed + 1)
         self._normalised = not experiment.network.normalise_observations
@@ -129,7 +133,19 @@ class Learning:
         return max(0, wanted - min(ring.num_transitions for ring in self.rings))
 
     def receive(self, segment: Segment) -> bool:
-        """Take a segment into its task's ring; return False where the ring already had it."""
+        """Take a segment into its task's ring; return False where the ring already had it.
+
+        One that says it was shown what its task's demonstrations are not is left out, and counted.
+        """
+        conditioning = self.conditioning
+        if conditioning is not None and not conditioning.knows(segment.task, segment.context):
+            self.num_unknown_contexts += 1
+            log.warning(
+                "a segment was dropped: it was shown no demonstration of its task",
+                actor=segment.actor,
+                context=segment.context.tolist(),
+            )
+            return False
         if not self.rings[segment.task].append(segment):
             self.counters = self.counters._replace(duplicates=self.counters.duplicates + 1)
             return False
@@ -239,6 +255,8 @@ class Learning:
             imitation = self.imitation.metrics(self.experience, seed=counters.updates)
         if self.cloning is not None:
             imitation = self.cloning.metrics()
+        if self.conditioning is not None:
+            imitation["replay/unknown_context_segments"] = float(self.num_unknown_contexts)
         return {
             **self.sac.metrics(),
             **imitation,

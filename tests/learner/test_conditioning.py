@@ -160,6 +160,18 @@ def test_a_row_is_told_what_the_demonstration_its_actor_was_shown_says() -> None
     assert len(expected.unique(dim=0)) > TASKS
 
 
+@pytest.mark.parametrize("numbers", [[-1], [FIRST_NUMBER + SHOWN], [5], [10**15]])
+def test_a_segment_that_was_shown_nothing_of_its_task_is_left_out(numbers: list[int]) -> None:
+    one = filled()
+    before = one.rings[0].num_transitions
+    spoiled = segment(0, 2)._replace(context=np.array(numbers, np.int64))
+    assert not one.receive(spoiled)
+    assert one.rings[0].num_transitions == before
+    assert one.metrics()["replay/unknown_context_segments"] == 1.0
+    assert one.receive(segment(0, 2))
+    one.update()
+
+
 def test_fresh_draws_are_of_the_rows_own_task() -> None:
     one = filled({"encoder": "context_window", "relabel": "fresh"})
     conditioning, _ = parts(one)
