@@ -190,7 +190,7 @@ def metadata(text: str) -> Callable[[h5py.File], None]:
         (changed("episode_3/apprentice/physics_state", lambda a: a[:-1]), r"physics_state: expected shape \[11, P\]"),
         (changed("episode_3/actions", lambda a: a.astype("S4")), "episode_3/actions: expected numbers"),
         (lambda f: f.__delitem__("episode_3/rewards"), "episode_3/rewards: expected an array, found nothing"),
-        (lambda f: f.__delitem__("episode_3"), "total_episodes: expected 4 episodes, found 3"),
+        (lambda f: f.__delitem__("episode_3"), "total_episodes: expected 4, found 3"),
         (lambda f: f.create_group("episode_x"), "expected episode_ and a number"),
         (bomb, "expected at most .* bytes in all"),
         (unwritten, "expected at most .* bytes in all"),

@@ -311,14 +311,21 @@ def ended(segment: Segment) -> Segment:
     return segment._replace(discount=discount, ending=Ending.TERMINATED)
 
 
-def test_a_discriminator_that_is_never_wrong_is_told_of_and_its_reward_stays_bounded() -> None:
-    one = learning("dac", shift=40.0, discriminator={"learning_rate": 0.1, "penalty": "none"})
+@pytest.mark.parametrize("method", ["gail", "dac", "fairl", "airl"])
+def test_a_discriminator_that_is_never_wrong_is_told_of_and_its_reward_stays_bounded(
+    method: str,
+) -> None:
+    one = learning(method, shift=40.0, discriminator={"learning_rate": 0.1, "penalty": "none"})
     drive(one, 0, 12)
     found = one.metrics()
     assert found["discriminator/alarm"] == 1.0
-    assert found["discriminator/reward_expert_max"] <= 10.0
-    assert found["discriminator/reward_policy_min"] >= -10.0
+    for rows in ("expert", "policy"):
+        assert found[f"discriminator/reward_{rows}_max"] <= 10.0001  # softplus(10) is 10.00005
+        assert found[f"discriminator/reward_{rows}_min"] >= -10.0
     assert found["learner/rejected_updates"] == 0.0
+    updates = one.counters.updates
+    drive(one, 12, 14)
+    assert one.counters.updates > updates  # the run goes on
 
 
 def test_an_alarm_rings_at_chance_too_and_ends() -> None:
