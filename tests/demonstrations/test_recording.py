@@ -127,7 +127,7 @@ def test_the_commands_make_look_at_and_split_a_file(tmp_path: Path, capsys: Any)
     assert "task: expected 'reacher-easy', found 'cartpole-swingup'" in capsys.readouterr().err
     assert main(["demos", "export", str(test), "--out", str(train)]) == 78  # there is such a file
     assert "expected a path that is free" in capsys.readouterr().err
-    archive, again = tmp_path / "x.npz", tmp_path / "again.hdf5"
+    archive, again = tmp_path / "x.npz", tmp_path / "a" / "new" / "folder" / "again.hdf5"
     assert main(["demos", "export", str(test), "--out", str(archive)]) == 0
     assert main(["demos", "import", str(archive), "--out", str(again)]) == 0
     assert again.read_bytes() == test.read_bytes()
