@@ -24,17 +24,21 @@ from apprentice.demonstrations.reading import read_demonstrations
 from apprentice.demonstrations.recording import record_demonstrations, render_demonstrations
 from apprentice.demonstrations.writing import write_demonstrations
 from apprentice.environments import environment_spec, suite_tasks
+from apprentice.environments.families import task_split
 from apprentice.evaluation import evaluate
 from apprentice.networks import UniformPolicy
 from apprentice.runs import RunFolder
+from apprentice.suite_tasks import FAMILIES
 from cli.main import main
 from tests.evalserver.serving import make_run, needs_graphics
 
 SMALL = EnvironmentSettings(width=32, height=32, frame_stack=2, render_quality="fast")
+FAMILY_TASKS = tuple(task_split(family, SMALL.family).train[0].task_id for family in FAMILIES)
+"""One task of each family."""
 
 
 @needs_graphics
-@pytest.mark.parametrize("task", suite_tasks())
+@pytest.mark.parametrize("task", [*suite_tasks(), *FAMILY_TASKS])
 def test_frames_drawn_afterwards_are_those_drawn_live(task: str, tmp_path: Path) -> None:
     spec = environment_spec(task, ("state", "pixels"), SMALL)
     evaluation = evaluate(

@@ -95,12 +95,40 @@ def drive(one: Learning, first: int, last: int, scramble: bool = False) -> None:
             one.update()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_scrambled_environment_rewards_leave_an_update_bit_identical(method: str) -> None:
-    plain, scrambled = learning(method), learning(method)
+class ScrambledRows(Rows):
+    """The same demonstrations with other rewards of the environment."""
+
+    def __init__(self, seed: int = 0, shift: float = 0.0) -> None:
+        super().__init__(seed, shift)
+        self.all = self.all._replace(environment_reward=1000.0 * self.all.environment_reward - 7.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "share"), [*((method, 0.0) for method in METHODS), ("dac", 0.25)]
+)
+def test_scrambled_environment_rewards_leave_an_update_bit_identical(
+    method: str, share: float
+) -> None:
+    """Those of the replay and those of the demonstrations, also where the policy learns on both."""
+    settings: dict[str, Any] = {"demonstration_share": share} if share else {}
+    plain = learning(method, **settings)
+    demonstrated = Demonstrated(ScrambledRows(), ScrambledRows(50), None)
+    scrambled = Learning(experiment(method, **settings), [SPEC], CPU, demonstrated=demonstrated)
     drive(plain, 0, 6)
     drive(scrambled, 0, 6, scramble=True)
     assert plain.counters.updates > 20
+    assert_same_state(scrambled, plain)
+
+
+def test_scrambled_environment_rewards_leave_cloning_bit_identical() -> None:
+    limits = {"learner": {"max_steps": 20, "compile": "off"}}
+    plain = learning("bc", **limits)
+    demonstrated = Demonstrated(ScrambledRows(), ScrambledRows(50), None)
+    scrambled = Learning(experiment("bc", **limits), [SPEC], CPU, demonstrated=demonstrated)
+    for one in (plain, scrambled):
+        while one.updates_owed():
+            one.update()
+    assert plain.counters.updates == 20
     assert_same_state(scrambled, plain)
 
 
