@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import struct
 import zipfile
 import zlib
@@ -182,9 +184,12 @@ def _ending(path: Path, arrays: dict[str, np.ndarray], number: int, steps: slice
 
 
 def export_minari(folder: Path, demonstrations: DemonstrationSet) -> None:
-    """Make a folder that `minari.MinariDataset(folder)` opens: our file and a description of its spaces."""
-    folder.mkdir(parents=True)
-    write_demonstrations(folder / "main_data.hdf5", demonstrations)
+    """Make a folder that `minari.MinariDataset(folder)` opens: our file and a description of its spaces.
+
+    It appears whole or not at all. Raises DemonstrationError and OSError.
+    """
+    if folder.exists():
+        raise DemonstrationError(f"{folder}: expected a path that is free, found something there")
     first = demonstrations.trajectories[0]
     spec = demonstrations.metadata.spec
     description = {
@@ -202,7 +207,14 @@ def export_minari(folder: Path, demonstrations: DemonstrationSet) -> None:
         ),
         "action_space": json.dumps(_box(first.action, 1.0)),
     }
-    (folder / "metadata.json").write_text(json.dumps(description, indent=2))
+    stage = folder.with_name(f".{folder.name}.{os.getpid()}.stage")
+    stage.mkdir(parents=True)
+    try:
+        write_demonstrations(stage / "main_data.hdf5", demonstrations)
+        (stage / "metadata.json").write_text(json.dumps(description, indent=2))
+        stage.rename(folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _box(array: np.ndarray, bound: float | None = None) -> dict[str, object]:

@@ -332,6 +332,23 @@ def test_a_folder_for_minari_holds_what_minari_asks_for(tmp_path: Path) -> None:
         assert dict(file["episode_0"].attrs)["total_steps"] == 10
 
 
+def test_a_folder_for_minari_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: Any) -> None:
+    folder = tmp_path / "minari"
+    with monkeypatch.context() as failing:
+
+        def torn(path: Path, _: Any) -> None:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+        failing.setattr("apprentice.demonstrations.exchange.write_demonstrations", torn)
+        with pytest.raises(OSError, match="No space"):
+            export_minari(folder, demonstrations())
+    assert list(tmp_path.iterdir()) == []
+    export_minari(folder, demonstrations())
+    with pytest.raises(DemonstrationError, match="expected a path that is free"):
+        export_minari(folder, demonstrations())
+
+
 def test_every_bundled_file_can_be_used_and_is_small() -> None:
     names = bundled_names()
     assert "reacher-easy" in names
