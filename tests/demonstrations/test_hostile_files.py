@@ -147,7 +147,7 @@ def test_a_truncated_file_says_how_many_bytes_it_should_have(file: Path) -> None
 
 @pytest.mark.parametrize("suffix", [".hdf5", ".npz"])
 @pytest.mark.parametrize(
-    "num", [300, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+    "num", [300, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
 )
 def test_a_file_with_changed_bytes_is_refused_or_sound(
     file: Path, archive: Path, suffix: str, num: int
