@@ -283,6 +283,7 @@ def _write(path: Path, demonstrations: DemonstrationSet) -> None:
     from apprentice.demonstrations.reading import read_demonstrations
     from apprentice.demonstrations.writing import write_demonstrations
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_demonstrations(path, demonstrations)
     try:
         read_demonstrations(path)

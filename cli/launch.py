@@ -67,6 +67,7 @@ def read_experiment(
 def new_run(experiment: Experiment, runs: Path, replay_checkpoints: Path) -> Launch:
     """Choose ports and make the run's folder, after a look at what the run will learn from."""
     _require_demonstrations(experiment)
+    _require_checkpoints(experiment)
     ports = _choose_ports(experiment.services)
     from apprentice.runs import RunFolder
 
@@ -87,6 +88,22 @@ def _require_demonstrations(experiment: Experiment) -> None:
         require_demonstrations(experiment)
     except DemonstrationError as error:
         raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
+
+
+def _require_checkpoints(experiment: Experiment) -> None:
+    """Look at the checkpoints of earlier runs that the reward is taken from."""
+    for key in ("recovered_checkpoint", "expert_checkpoint"):
+        path = getattr(experiment.imitation.reward, key)
+        if path is None:
+            continue
+        from apprentice.checkpoint import CheckpointError, verify_checkpoint
+
+        try:
+            verify_checkpoint(Path(path))
+        except CheckpointError as error:
+            raise CommandFailed(
+                f"imitation.reward.{key}: {error}", exit_codes.CONFIGURATION
+            ) from None
 
 
 def resumed_run(run: str, runs: Path, replay_checkpoints: Path) -> Launch:

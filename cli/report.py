@@ -116,7 +116,7 @@ def _measure(path: Path, arguments: argparse.Namespace) -> LearningRow:
     if arguments.measure == "curve":
         value = _mean_of_evaluations(folder)
     else:
-        value = _return_of(checkpoint, experiment, arguments.episodes)
+        value = return_of(checkpoint, experiment, arguments.episodes)
     expert = _expert_of(folder)
     return _row(experiment, value, expert, arguments)
 
@@ -159,7 +159,8 @@ def _mean_of_evaluations(folder: RunFolder) -> float:
     return sum(means) / len(means)
 
 
-def _return_of(checkpoint: Path, experiment: Experiment, episodes: int) -> float:
+def return_of(checkpoint: Path, experiment: Experiment, episodes: int) -> float:
+    """Return a policy's mean return over episodes that nothing else has seen, with the likeliest actions."""
     from apprentice.checkpoint import load_policy
     from apprentice.evaluation import evaluate
 

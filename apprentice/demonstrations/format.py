@@ -37,6 +37,11 @@ class DemonstrationError(Exception):
     """Demonstrations cannot be used; the message names file and field, what was expected and found."""
 
 
+def refused(source: object, field: str, expected: object, found: object) -> DemonstrationError:
+    """Return what refuses a file, with what was expected in one of its fields and what was found."""
+    return DemonstrationError(f"{source}: {field}: expected {expected}, found {found}")
+
+
 class Expert(BaseModel):
     """The checkpoint that acted."""
 
@@ -128,7 +133,7 @@ def require_spec(
     """Raise DemonstrationError where demonstrations are of another task or another view of it."""
 
     def refuse(field: str, wanted: object, found: object, advice: str = "") -> DemonstrationError:
-        return DemonstrationError(f"{source}: {field}: expected {wanted}, found {found}{advice}")
+        return refused(source, field, wanted, f"{found}{advice}")
 
     spec = metadata.spec
     if spec is not None:

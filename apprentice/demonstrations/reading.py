@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -14,17 +12,17 @@ from pydantic import ValidationError
 from apprentice.demonstrations.format import (
     FORMAT_VERSION,
     LARGEST_ACTION,
-    LARGEST_DECLARED_BYTES,
     LARGEST_FILE_BYTES,
-    LARGEST_UNPACKED_BYTES,
     MAX_EPISODES,
     MAX_METADATA_CHARACTERS,
     METADATA,
     DemonstrationError,
     DemonstrationMetadata,
     DemonstrationSet,
+    refused,
     require_spec,
 )
+from apprentice.demonstrations.modest import require_file, require_modest
 from apprentice.setting_problems import describe_problems
 from apprentice.types import Ending, EnvironmentSpec, Trajectory
 
@@ -45,6 +43,7 @@ def read_demonstrations(
     Arrays that lie in the file as in memory are mapped, others are read. With `expected` the task, its
     action repeat and all shapes must agree. Raises DemonstrationError.
     """
+    require_file(path)
     try:
         with path.open("rb") as stream:
             found = stream.read(len(_SIGNATURE))
@@ -61,7 +60,7 @@ def read_demonstrations(
         with h5py.File(path, "r") as file:
             demonstrations = _Reader(path, file, action_bounds).read()
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # of torn files
-        reason = str(error).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DemonstrationError(f"{path}: expected a whole HDF5 file, found: {reason}") from None
     if expected is not None:
         for episode in demonstrations.trajectories:
@@ -78,7 +77,7 @@ class _Reader:
         self._num_actions = 0
 
     def read(self) -> DemonstrationSet:
-        self._require_modest()
+        require_modest(self._path, self._file)
         metadata = self._metadata()
         names = [name for name in self._file if name.startswith("episode_")]
         odd = [name for name in names if not _EPISODE.fullmatch(name)]
@@ -88,44 +87,17 @@ class _Reader:
         if not 1 <= len(names) <= MAX_EPISODES:
             raise self._refuse("episodes", f"from 1 to {MAX_EPISODES}", len(names))
         episodes = tuple(self._episode(name) for name in names)
-        stated = self._file.attrs.get("total_episodes")
-        if stated is not None and int(stated) != len(names):
-            raise self._refuse("total_episodes", f"{int(stated)} episodes", len(names))
+        self._require_stated("", "total_episodes", len(names))
+        self._require_stated("", "total_steps", sum(len(episode.action) for episode in episodes))
         self._require_alike(names, episodes, metadata)
         share = max(metadata.clipped_share, self._num_clipped / max(1, self._num_actions))
         return DemonstrationSet(metadata, episodes, share)
 
-    def _require_modest(self) -> None:
-        """Refuse what would lead elsewhere or would not fit in memory, before any array is read."""
-        declared = packed = 0
-        for name, link in self._links(self._file, ""):
-            if not isinstance(link, h5py.HardLink):
-                raise self._refuse(name, "an array or a group in this file", "a link elsewhere")
-            item = self._file[name]
-            if isinstance(item, h5py.Dataset):
-                if item.is_virtual or item.external:
-                    raise self._refuse(name, "numbers in this file", "an array kept elsewhere")
-                size = item.size * item.dtype.itemsize
-                declared += size
-                # What has no place in the file is chunked, or was declared and never written.
-                packed += size if item.id.get_offset() is None else 0
-                for found, most in (
-                    (declared, LARGEST_DECLARED_BYTES),
-                    (packed, LARGEST_UNPACKED_BYTES),
-                ):
-                    if found > most:
-                        raise self._refuse(name, f"at most {most} bytes in all", f"{found}")
-
-    def _links(self, group: h5py.Group, prefix: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
-        if depth > 6:
-            raise self._refuse(prefix, "groups at most 6 deep", "deeper ones")
-        for name in group:
-            link = group.get(name, getlink=True)
-            yield f"{prefix}{name}", link
-            if isinstance(link, h5py.HardLink):
-                item = group[name]
-                if isinstance(item, h5py.Group):
-                    yield from self._links(item, f"{prefix}{name}/", depth + 1)
+    def _require_stated(self, name: str, field: str, found: int) -> None:
+        """Refuse a file or group whose attribute, where it has one, states another number."""
+        stated = self._file[name or "/"].attrs.get(field)
+        if stated is not None and int(stated) != found:
+            raise self._refuse(f"{name}/{field}".lstrip("/"), int(stated), found)
 
     def _metadata(self) -> DemonstrationMetadata:
         text = self._file.attrs.get(METADATA)
@@ -154,6 +126,7 @@ class _Reader:
         if action.ndim != 2 or len(action) == 0:
             raise self._refuse(f"{name}/actions", "shape [L, A], L > 0", f"{list(action.shape)}")
         length = len(action)
+        self._require_stated(name, "total_steps", length)
         if self._action_bounds is not None:
             action = self._rescaled(name, action, *self._action_bounds)
         low, high = action.min(0), action.max(0)
@@ -172,9 +145,9 @@ class _Reader:
         discount[-1] = float(ending != Ending.TERMINATED)
         return Trajectory(
             self._observation(name, length),
-            action,
+            action.astype(np.float32, copy=False),
             self._pre_tanh(name, action),
-            reward.astype(np.float32, copy=False),
+            self._single(f"{name}/rewards", reward),
             discount,
             ending,
             self._physics_state(name, length),
@@ -202,7 +175,7 @@ class _Reader:
             array = self._array("", path, None, "fui")
             if array.ndim < 2 or len(array) != length + 1:
                 raise self._refuse(path, f"{length + 1} rows or more dimensions", list(array.shape))
-            result[key] = array if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
+            result[key] = array if array.dtype == np.uint8 else self._single(path, array)
         return result
 
     def _ending(self, name: str, length: int) -> Ending:
@@ -233,7 +206,7 @@ class _Reader:
         off = float(np.abs(np.tanh(pre_tanh) - action).max())
         if off > _TANH_TOLERANCE:
             raise self._refuse(where, "atanh of the actions", f"tanh of it {off:g} away from them")
-        return pre_tanh.astype(np.float32, copy=False)
+        return self._single(where, pre_tanh)
 
     def _physics_state(self, name: str, length: int) -> np.ndarray:
         where = f"{name}/{METADATA}/physics_state"
@@ -279,6 +252,17 @@ class _Reader:
             raise self._refuse(where, "finite numbers", f"{array[at]} at {list(at)}")
         return array
 
+    def _single(self, where: str, array: np.ndarray) -> np.ndarray:
+        """Return an array as float32, refused where that cannot hold a number."""
+        if array.dtype == np.float32:
+            return array
+        with np.errstate(over="ignore"):
+            single: np.ndarray = array.astype(np.float32)
+        if not np.isfinite(single).all():
+            at = tuple(int(n) for n in np.argwhere(~np.isfinite(single))[0])
+            raise self._refuse(where, "numbers that float32 holds", f"{array[at]} at {list(at)}")
+        return single
+
     def _require_alike(
         self, names: list[str], episodes: tuple[Trajectory, ...], metadata: DemonstrationMetadata
     ) -> None:
@@ -307,4 +291,4 @@ class _Reader:
                 )
 
     def _refuse(self, field: str, expected: object, found: object) -> DemonstrationError:
-        return DemonstrationError(f"{self._path}: {field}: expected {expected}, found {found}")
+        return refused(self._path, field, expected, found)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from apprentice.config import Experiment
+from apprentice.experiments import load_experiment
 from apprentice.runs import RunFolder, RunState, RunStatus
 from cli.failure import CommandFailed
 from cli.launch import Launch, Ports, exit_code_of, judge, new_run, resumed_run, services_of
@@ -140,3 +141,17 @@ def test_run_that_has_a_learner_is_not_resumed(tmp_path: Path) -> None:
     with launch.folder.lock(), pytest.raises(CommandFailed, match="locked by process") as caught:
         resumed_run(launch.folder.path.name, tmp_path, tmp_path / "copies")
     assert caught.value.exit_code == 78
+
+
+@pytest.mark.parametrize("task", ["cartpole-swingup", "pendulum-swingup"])
+def test_a_recovered_reward_is_looked_for_before_anything_is_made(
+    tmp_path: Path, task: str
+) -> None:
+    experiment = load_experiment(f"recovered-{task}")
+    reward = experiment.imitation.reward
+    assert (experiment.task, experiment.imitation.method) == (task, "airl")
+    assert (reward.override, reward.recovered_checkpoint) == ("recovered", "CHECKPOINT")
+    with pytest.raises(CommandFailed, match="imitation.reward.recovered_checkpoint: ") as caught:
+        new_run(experiment, tmp_path / "runs", tmp_path / "replay")
+    assert caught.value.exit_code == 78
+    assert list(tmp_path.iterdir()) == []

@@ -190,7 +190,7 @@ def metadata(text: str) -> Callable[[h5py.File], None]:
         (changed("episode_3/apprentice/physics_state", lambda a: a[:-1]), r"physics_state: expected shape \[11, P\]"),
         (changed("episode_3/actions", lambda a: a.astype("S4")), "episode_3/actions: expected numbers"),
         (lambda f: f.__delitem__("episode_3/rewards"), "episode_3/rewards: expected an array, found nothing"),
-        (lambda f: f.__delitem__("episode_3"), "total_episodes: expected 4 episodes, found 3"),
+        (lambda f: f.__delitem__("episode_3"), "total_episodes: expected 4, found 3"),
         (lambda f: f.create_group("episode_x"), "expected episode_ and a number"),
         (bomb, "expected at most .* bytes in all"),
         (unwritten, "expected at most .* bytes in all"),
@@ -330,6 +330,23 @@ def test_a_folder_for_minari_holds_what_minari_asks_for(tmp_path: Path) -> None:
             "truncations",
         }
         assert dict(file["episode_0"].attrs)["total_steps"] == 10
+
+
+def test_a_folder_for_minari_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: Any) -> None:
+    folder = tmp_path / "minari"
+    with monkeypatch.context() as failing:
+
+        def torn(path: Path, _: Any) -> None:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+        failing.setattr("apprentice.demonstrations.exchange.write_demonstrations", torn)
+        with pytest.raises(OSError, match="No space"):
+            export_minari(folder, demonstrations())
+    assert list(tmp_path.iterdir()) == []
+    export_minari(folder, demonstrations())
+    with pytest.raises(DemonstrationError, match="expected a path that is free"):
+        export_minari(folder, demonstrations())
 
 
 def test_every_bundled_file_can_be_used_and_is_small() -> None:

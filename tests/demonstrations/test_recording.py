@@ -24,17 +24,21 @@ from apprentice.demonstrations.reading import read_demonstrations
 from apprentice.demonstrations.recording import record_demonstrations, render_demonstrations
 from apprentice.demonstrations.writing import write_demonstrations
 from apprentice.environments import environment_spec, suite_tasks
+from apprentice.environments.families import task_split
 from apprentice.evaluation import evaluate
 from apprentice.networks import UniformPolicy
 from apprentice.runs import RunFolder
+from apprentice.suite_tasks import FAMILIES
 from cli.main import main
 from tests.evalserver.serving import make_run, needs_graphics
 
 SMALL = EnvironmentSettings(width=32, height=32, frame_stack=2, render_quality="fast")
+FAMILY_TASKS = tuple(task_split(family, SMALL.family).train[0].task_id for family in FAMILIES)
+"""One task of each family."""
 
 
 @needs_graphics
-@pytest.mark.parametrize("task", suite_tasks())
+@pytest.mark.parametrize("task", [*suite_tasks(), *FAMILY_TASKS])
 def test_frames_drawn_afterwards_are_those_drawn_live(task: str, tmp_path: Path) -> None:
     spec = environment_spec(task, ("state", "pixels"), SMALL)
     evaluation = evaluate(
@@ -127,7 +131,7 @@ def test_the_commands_make_look_at_and_split_a_file(tmp_path: Path, capsys: Any)
     assert "task: expected 'reacher-easy', found 'cartpole-swingup'" in capsys.readouterr().err
     assert main(["demos", "export", str(test), "--out", str(train)]) == 78  # there is such a file
     assert "expected a path that is free" in capsys.readouterr().err
-    archive, again = tmp_path / "x.npz", tmp_path / "again.hdf5"
+    archive, again = tmp_path / "x.npz", tmp_path / "a" / "new" / "folder" / "again.hdf5"
     assert main(["demos", "export", str(test), "--out", str(archive)]) == 0
     assert main(["demos", "import", str(archive), "--out", str(again)]) == 0
     assert again.read_bytes() == test.read_bytes()

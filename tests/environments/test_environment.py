@@ -63,7 +63,7 @@ def test_steps_equal_those_of_the_suite(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", suite_tasks())
-def test_every_task_keeps_to_its_spec_and_its_seed(task: str) -> None:
+def test_every_task_keeps_to_its_spec_its_seed_and_its_time_limit(task: str) -> None:
     environment = make_environment(task, seed=1)
     spec = environment.spec
     generator = np.random.default_rng(0)
@@ -84,6 +84,10 @@ def test_every_task_keeps_to_its_spec_and_its_seed(task: str) -> None:
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, other)
+    environment.reset()
+    environment._step_limit = 1.0
+    step = environment.step(actions[0])
+    assert (step.ending, step.discount) == (Ending.TIME_LIMIT, 1.0)  # never a termination
 
 
 def test_observations_do_not_share_memory() -> None:

@@ -114,6 +114,22 @@ def rewards_stay_small() -> None:
     assert sizes[1] < 0.8 * sizes[0]
 
 
+def policy_is_held() -> None:
+    distances = []
+    for coefficient in (0.0, 100.0):
+        sac = {
+            "trust_region": "penalty",
+            "trust_region_coefficient": coefficient,
+            "policy_learning_rate": 1e-2,
+        }
+        one = learning("dac", sac=sac)
+        drive(one, 0, 8)
+        state = one.sac.state
+        assert state.slow_policy is not None
+        distances.append(float((state.policy.parameters - state.slow_policy).norm()))
+    assert distances[1] < 0.8 * distances[0]
+
+
 def multiplier_follows_the_bound() -> None:
     multipliers = []
     for bound in (1e-9, 100.0):
@@ -138,6 +154,7 @@ CASES: dict[str, tuple[Any, str, Callable[[], None]]] = {
     "gradient penalty": (learner.discriminator_update, "gradient_penalty", slope_is_held),
     "entropy bonus": (learner.discriminator_update, "decision_entropy", entropy_is_kept),
     "reward size": (learner.discriminator_update, "reward_size", rewards_stay_small),
+    "divergence": (learner.sac_update, "gaussian_divergence", policy_is_held),
     "trust region": (learner.sac_update, "trust_gradient", multiplier_follows_the_bound),
     "likelihood": (learner.cloning, "log_probability", actions_are_cloned),
     "action error": (learner.cloning, "action_error", actions_are_cloned_by_error),

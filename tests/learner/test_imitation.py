@@ -95,12 +95,40 @@ def drive(one: Learning, first: int, last: int, scramble: bool = False) -> None:
             one.update()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_scrambled_environment_rewards_leave_an_update_bit_identical(method: str) -> None:
-    plain, scrambled = learning(method), learning(method)
+class ScrambledRows(Rows):
+    """The same demonstrations with other rewards of the environment."""
+
+    def __init__(self, seed: int = 0, shift: float = 0.0) -> None:
+        super().__init__(seed, shift)
+        self.all = self.all._replace(environment_reward=1000.0 * self.all.environment_reward - 7.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "share"), [*((method, 0.0) for method in METHODS), ("dac", 0.25)]
+)
+def test_scrambled_environment_rewards_leave_an_update_bit_identical(
+    method: str, share: float
+) -> None:
+    """Those of the replay and those of the demonstrations, also where the policy learns on both."""
+    settings: dict[str, Any] = {"demonstration_share": share} if share else {}
+    plain = learning(method, **settings)
+    demonstrated = Demonstrated(ScrambledRows(), ScrambledRows(50), None)
+    scrambled = Learning(experiment(method, **settings), [SPEC], CPU, demonstrated=demonstrated)
     drive(plain, 0, 6)
     drive(scrambled, 0, 6, scramble=True)
     assert plain.counters.updates > 20
+    assert_same_state(scrambled, plain)
+
+
+def test_scrambled_environment_rewards_leave_cloning_bit_identical() -> None:
+    limits = {"learner": {"max_steps": 20, "compile": "off"}}
+    plain = learning("bc", **limits)
+    demonstrated = Demonstrated(ScrambledRows(), ScrambledRows(50), None)
+    scrambled = Learning(experiment("bc", **limits), [SPEC], CPU, demonstrated=demonstrated)
+    for one in (plain, scrambled):
+        while one.updates_owed():
+            one.update()
+    assert plain.counters.updates == 20
     assert_same_state(scrambled, plain)
 
 
@@ -311,14 +339,21 @@ def ended(segment: Segment) -> Segment:
     return segment._replace(discount=discount, ending=Ending.TERMINATED)
 
 
-def test_a_discriminator_that_is_never_wrong_is_told_of_and_its_reward_stays_bounded() -> None:
-    one = learning("dac", shift=40.0, discriminator={"learning_rate": 0.1, "penalty": "none"})
+@pytest.mark.parametrize("method", ["gail", "dac", "fairl", "airl"])
+def test_a_discriminator_that_is_never_wrong_is_told_of_and_its_reward_stays_bounded(
+    method: str,
+) -> None:
+    one = learning(method, shift=40.0, discriminator={"learning_rate": 0.1, "penalty": "none"})
     drive(one, 0, 12)
     found = one.metrics()
     assert found["discriminator/alarm"] == 1.0
-    assert found["discriminator/reward_expert_max"] <= 10.0
-    assert found["discriminator/reward_policy_min"] >= -10.0
+    for rows in ("expert", "policy"):
+        assert found[f"discriminator/reward_{rows}_max"] <= 10.0001  # softplus(10) is 10.00005
+        assert found[f"discriminator/reward_{rows}_min"] >= -10.0
     assert found["learner/rejected_updates"] == 0.0
+    updates = one.counters.updates
+    drive(one, 12, 14)
+    assert one.counters.updates > updates  # the run goes on
 
 
 def test_an_alarm_rings_at_chance_too_and_ends() -> None:

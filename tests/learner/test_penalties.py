@@ -54,6 +54,54 @@ def test_a_linear_discriminator_is_penalised_by_its_weights_norm(kind: Any, scal
     assert float(gradient_penalty(kind, gradient)) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [0.3, 1.0, 2.0])
+def test_an_update_of_a_linear_discriminator_reports_exactly_its_weights_penalty(
+    kind: Any, scale: float
+) -> None:
+    """One layer of ReLU units that are all on: h = w·x + c everywhere between the rows."""
+    settings = DiscriminatorSettings(
+        hidden_size=SIZE,
+        num_hidden_layers=1,
+        activation="relu",
+        penalty=kind,
+        penalty_coefficient=7.0,
+    )
+    discriminator = Discriminator(3, 2, settings, airl=False, gamma=0.9).double()
+    weight = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0], dtype=torch.float64)
+    weight = scale * weight / weight.norm()
+    with torch.no_grad():
+        discriminator.score.weights[0].copy_(torch.eye(SIZE))
+        discriminator.score.biases[0].fill_(100.0)
+        discriminator.score.weights[1].copy_(weight[:, None])
+        discriminator.score.biases[1].fill_(-100.0 * weight.sum())
+    layout = FlatLayout(discriminator)
+    start = layout.flatten(discriminator, torch.device("cpu")).double()
+    update = make_discriminator_update(discriminator, layout, settings, "logit")
+    found = update(
+        DiscriminatorState(adam_state(start), {}),
+        rows(1),
+        rows(2),
+        DiscriminatorNoise(uniform(), None, None, None),
+        torch.ones((), dtype=torch.float64),
+    )
+    loss, cross_entropy, penalty = (float(value) for value in found[:3])
+    expected = {
+        "two_sided": (scale - 1.0) ** 2,
+        "one_sided": max(0.0, scale - 1.0) ** 2,
+        "zero_centred": scale**2,
+        "dragan": (scale - 1.0) ** 2,
+    }[kind]
+    assert penalty == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert loss == pytest.approx(cross_entropy + 7.0 * expected, rel=1e-9)
+    logits = [inputs @ weight for inputs in (rows(1).inputs, rows(2).inputs)]
+    both = (
+        torch.nn.functional.softplus(-logits[0]).mean()
+        + torch.nn.functional.softplus(logits[1]).mean()
+    )
+    assert cross_entropy == pytest.approx(float(both), rel=1e-9)
+
+
 def test_rows_lie_between_expert_and_policy_with_one_share_each() -> None:
     expert, policy, noise = rows(1), rows(2), uniform()
     between = penalised_rows("two_sided", expert, policy, noise)

@@ -28,12 +28,19 @@ def test_log_probability_agrees_with_change_of_variables(size: int, scale: float
     np.testing.assert_allclose(found, reference(pre_tanh, mean, log_std), rtol=2e-4, atol=2e-3)
 
 
-def test_log_probability_stays_exact_where_the_action_is_one() -> None:
-    pre_tanh = torch.tensor([[40.0], [-40.0]])
-    assert torch.tanh(pre_tanh).abs().min() == 1.0
-    found = log_probability(pre_tanh, pre_tanh.clone(), torch.zeros(2, 1))
-    expected = -0.5 * math.log(2 * math.pi) + 2 * (40.0 - math.log(2.0))
+@pytest.mark.parametrize("size", [1, 6, 8])
+@pytest.mark.parametrize("reach", [5.0, 9.0, 20.0, 40.0])
+def test_log_probability_stays_exact_as_actions_go_to_one(size: int, reach: float) -> None:
+    """1 - |a| is 1e-4, 3e-8, and then 0 in float32; its logarithm is -2 |u| + log 4 all the way."""
+    pre_tanh = torch.full((2, size), reach)
+    pre_tanh[1] *= -1.0
+    assert (torch.tanh(pre_tanh).abs().min() == 1.0) == (reach > 9.5)
+    found = log_probability(pre_tanh, pre_tanh.clone(), torch.zeros(2, size))
+    log_one_minus_square = math.log(4.0) - 2 * reach - 2 * math.log1p(math.exp(-2 * reach))
+    expected = size * (-0.5 * math.log(2 * math.pi) - log_one_minus_square)
     torch.testing.assert_close(found, torch.full((2,), expected))
+    numbers = (pre_tanh.double().numpy(), pre_tanh.double().numpy(), np.zeros((2, size)))
+    np.testing.assert_allclose(found, reference(*numbers), rtol=1e-6)
 
 
 def test_density_integrates_to_one_over_actions() -> None:
