@@ -7,7 +7,6 @@ segments carry, evaluations report and requests name.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from apprentice.config_family import SPLITS, SplitName
+from apprentice.demonstrations.asking import parse_context
 from apprentice.demonstrations.family import (
     INDEX,
     FamilyDemonstrations,
@@ -32,9 +32,6 @@ STREAM: Final = 0xC0417
 """Mixed into the seed of every draw of demonstrations for an evaluation."""
 NONE_SHOWN: Final = -1
 """Stands in place of a demonstration's number where fewer are shown than there is room for."""
-_ASKED: Final = re.compile(
-    r"[0-9]{1,3}|ids:[0-9]{1,9}(,[0-9]{1,9}){0,63}|#[0-9]{1,9}(,#[0-9]{1,9}){0,63}"
-)
 
 
 class ContextDemonstration(NamedTuple):
@@ -251,20 +248,6 @@ def keep_context(folder: Path, family: FamilyDemonstrations) -> None:
 def read_context(folder: Path) -> ContextLibrary:
     """Return what `keep_context` left. Raises DemonstrationError."""
     return ContextLibrary(read_family(folder, ("context",)))
-
-
-def parse_context(asked: str) -> int | tuple[int, ...]:
-    """Return what a request means: how many demonstrations, or the numbers of these.
-
-    Raises DemonstrationError.
-    """
-    if not _ASKED.fullmatch(asked):
-        raise DemonstrationError(
-            "context: expected how many demonstrations to show, as in 2, or which, as in ids:7,9 (or #7,#9); "
-            f"found {asked!r}"
-        )
-    numbers = tuple(int(number) for number in re.findall("[0-9]+", asked))
-    return numbers[0] if asked.isdecimal() else numbers
 
 
 def choose_context(

@@ -1,4 +1,4 @@
-"""What a policy is shown: chosen by number or drawn by seed, always of the task, and refused where it is not there."""
+"""How a request says what is to be shown, and that a policy heeds it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from apprentice.checkpoint import experiment_of, load_policy
+from apprentice.demonstrations.asking import parse_context
 from apprentice.demonstrations.context import (
     ContextChoice,
     ContextLibrary,
     choose_context,
-    context_of,
 )
-from apprentice.demonstrations.context import parse_context as parse
 from apprentice.demonstrations.family import INDEX, FamilyDemonstrations, read_family
 from apprentice.demonstrations.format import DemonstrationError
 from apprentice.evaluation import EvaluationError, evaluate
@@ -41,7 +40,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_number_is_how_many_and_ids_are_which(asked: str, meant: int | tuple[int, ...]) -> None:
-    assert parse(asked) == meant
+    assert parse_context(asked) == meant
 
 
 @pytest.mark.parametrize(
@@ -50,47 +49,7 @@ def test_a_number_is_how_many_and_ids_are_which(asked: str, meant: int | tuple[i
 )
 def test_what_is_neither_is_refused_with_both_forms(asked: str) -> None:
     with pytest.raises(DemonstrationError, match=r"as in 2, or which, as in ids:7,9"):
-        parse(asked)
-
-
-def test_demonstrations_are_drawn_by_the_seed_and_a_larger_draw_holds_the_smaller(
-    checkpoint: Path,
-) -> None:
-    task = task_of("test", 0)
-    library = context_of(checkpoint)
-    one = {seed: library.draw(task, 1, seed) for seed in range(20)}
-    assert set(one.values()) == {(4,), (5,)}
-    assert all(library.draw(task, 2, seed)[:1] == one[seed] for seed in one)
-    assert all(library.draw(task, 1, seed) == one[seed] for seed in one)
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ("0", "expected from 1 to 2 demonstrations, as many as .* has, found 0"),
-        ("3", "expected from 1 to 2 demonstrations, as many as .* has, found 3"),
-        ("ids:0", r"expected numbers of .*'s demonstrations \(4 to 5\), each once; found \[0\]"),
-        ("ids:4,4", r"\(4 to 5\), each once; found \[4, 4\]"),
-        ("ids:4,999999999", r"\(4 to 5\), each once"),
-    ],
-)
-def test_what_a_task_does_not_have_is_refused_with_what_it_has(
-    checkpoint: Path, asked: str, message: str
-) -> None:
-    with pytest.raises(DemonstrationError, match=message):
-        choose_context(asked, checkpoint, True, [task_of("test", 0)])
-
-
-def test_a_policy_that_infers_nothing_is_shown_nothing(checkpoint: Path) -> None:
-    assert choose_context(None, checkpoint, False, [task_of("test", 0)]) is None
-    with pytest.raises(DemonstrationError, match="expected none, since this policy does not infer"):
-        choose_context("1", checkpoint, False, [task_of("test", 0)])
-
-
-def test_without_a_context_folder_it_says_where_one_is_expected(tmp_path: Path) -> None:
-    bare = Catalogue(tmp_path).resolve(make_family_run(tmp_path, context=False)).path
-    with pytest.raises(DemonstrationError, match=f"{CONTEXT}: expected the demonstrations to show"):
-        choose_context(None, bare, True, [task_of("test", 0)])
+        parse_context(asked)
 
 
 def test_a_policy_heeds_which_demonstrations_it_is_shown(checkpoint: Path) -> None:
