@@ -15,8 +15,9 @@ from apprentice.config_family import SPLITS, SplitName
 from apprentice.demonstrations.family import write_family
 from apprentice.demonstrations.format import DemonstrationMetadata, DemonstrationSet, Expert
 from apprentice.environments import environment_spec, experiment_specs
-from apprentice.environments.families import find_family_task, task_split
+from apprentice.environments.families import TaskSplit, find_family_task, task_split
 from apprentice.evaluation import evaluate
+from apprentice.family_record import FamilyEvaluation, Point, TaskResult
 from apprentice.networks import UniformPolicy, build_policy
 from apprentice.runs import RunFolder
 
@@ -42,11 +43,14 @@ def family_experiment(infers: bool = True, name: str = "meta") -> Experiment:
     return Experiment.model_validate(tree)
 
 
+def family_split() -> TaskSplit:
+    """Return the standard division of reacher_goal."""
+    return task_split("reacher_goal", family_experiment().environment.family)
+
+
 def task_of(split: SplitName, number: int) -> str:
-    """Return the id of a task of reacher_goal's standard division."""
-    return (
-        task_split("reacher_goal", family_experiment().environment.family).of(split)[number].task_id
-    )
+    """Return the id of one of its tasks."""
+    return family_split().of(split)[number].task_id
 
 
 def make_family_run(
@@ -75,8 +79,7 @@ def make_family_run(
 
 def write_context(folder: Path) -> None:
     """Write demonstrations of the first tasks of each division, as a run keeps them."""
-    family = family_experiment().environment.family
-    split = task_split("reacher_goal", family)
+    family, split = family_experiment().environment.family, family_split()
     recorded = {
         part: {
             t.task_id: (_recorded(t.task_id), NUM_SHOWN) for t in split.of(part)[: NUM_TASKS[part]]
@@ -84,6 +87,36 @@ def write_context(folder: Path) -> None:
         for part in SPLITS
     }
     write_family(folder, "reacher_goal", family, split.digest(), recorded)
+
+
+def made_up_evaluation(sizes: tuple[int, ...] = (1, 2, 4), **changes: Any) -> FamilyEvaluation:
+    """Return what a learner measures at the end: 10 more for each demonstration, 50 for the first."""
+    split = family_split()
+    results = [
+        TaskResult(
+            task_id=task.task_id,
+            parameters=dict(task.parameters),
+            context=size,
+            environment_return=40.0 + 10.0 * size,
+            metrics={"final_distance": 0.1 / (size + 1)},
+            expert_return=84.0,
+            random_return=4.0,
+        )
+        for size in sizes
+        for task in split.test
+    ]
+    points = [
+        Point(number=number, task_id=task.task_id, split=part, x=task.parameters["x"], y=1.0)
+        for number, (part, task) in enumerate((p, t) for p in SPLITS for t in split.of(p))
+    ]
+    return FamilyEvaluation(
+        steps=100,
+        split="test",
+        episodes=20,
+        results=tuple(results),
+        latent={"probe_test": 0.91, "latent_spread_over_noise": 4.5, "swapped_return": 3.25},
+        points=tuple(points),
+    ).model_copy(update=changes)
 
 
 @cache
