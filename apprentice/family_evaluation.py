@@ -101,7 +101,7 @@ def periodic_latent_metrics(
     library = context_of(checkpoint)
     points = latent_points(policy, library)
     metrics = latent_metrics(points, _parameters(experiment, points))
-    del metrics["probe_test"]
+    metrics.pop("probe_test", None)
     choice = ContextChoice(library, experiment.context.fewest, of_another_task=True)
     swapped = evaluate(
         policy,
