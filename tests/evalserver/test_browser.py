@@ -20,7 +20,6 @@ from apprentice.family_record import Point, write_family_evaluation
 from apprentice.run_status import RunStatus
 from apprentice.runs import RunFolder
 from apprentice.tokens import ensure_token
-from tests.evalserver.serving import Server, keep_episode, make_run, needs_graphics
 from tests.evalserver.family_runs import (
     NUM_SHOWN,
     NUM_TASKS,
@@ -29,6 +28,7 @@ from tests.evalserver.family_runs import (
     make_family_run,
     task_of,
 )
+from tests.evalserver.serving import Server, keep_episode, make_run, needs_graphics
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (

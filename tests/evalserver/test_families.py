@@ -20,8 +20,8 @@ from apprentice.runs import EVALUATED_FAMILY, RunFolder
 from evalserver.app import create_app
 from evalserver.families import MOST_TILES, describe_family
 from evalserver.scatter import Axis, Mark, colourings, draw_marks, draw_scale
-from tests.evalserver.test_page import Outline
 from tests.evalserver.family_runs import family_experiment, made_up_evaluation, task_of
+from tests.evalserver.test_page import Outline
 
 
 def make_run(root: Path, shown: int = 3, **changes: Any) -> RunFolder:

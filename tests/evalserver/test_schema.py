@@ -21,8 +21,8 @@ from schemathesis.specs.openapi.checks import (
 from apprentice.config_family import SPLITS
 from evalserver.app import create_app
 from evalserver.schemas import EXPERT
-from tests.evalserver.serving import Server, keep_episode, make_run, needs_graphics
 from tests.evalserver.family_runs import make_family_run, task_of
+from tests.evalserver.serving import Server, keep_episode, make_run, needs_graphics
 
 OPERATIONS = create_app(Path("nowhere")).openapi()["paths"]
 CHECKS = (

@@ -15,8 +15,8 @@ from PIL import Image
 from apprentice.config_family import SplitName
 from apprentice.demonstrations.family import INDEX
 from apprentice.runs import EXPERT_EPISODE, EXPERT_RECORD, RunFolder
-from tests.evalserver.serving import Reply, Server, keep_expert, make_run, needs_graphics
 from tests.evalserver.family_runs import STEPS, make_family_run, task_of
+from tests.evalserver.serving import Reply, Server, keep_expert, make_run, needs_graphics
 
 SMALL = {"max_steps": STEPS, "width": 64, "height": 48, "fps": 10}
 
