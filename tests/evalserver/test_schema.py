@@ -105,7 +105,7 @@ def test_whatever_is_asked_of_a_family_the_server_does_not_fail(
     (family,) = (path.name for path in run.parent.glob(f"{FAMILY}-*"))
 
     @given(case=schema["/evaluate"]["GET"].as_strategy(generation_mode=mode))
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
     def asked(case: Case) -> None:
         name_what_is_there(case, family)
         name_a_family(case, family)
