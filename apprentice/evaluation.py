@@ -190,7 +190,10 @@ def _show(
     shown = []
     for place, (task, seed) in enumerate(batch):
         numbers = context.of(task, seed)
-        policy.show(place, context.library.steps(numbers), deterministic)
+        try:
+            policy.show(place, context.library.steps(numbers), deterministic)
+        except ValueError as error:
+            raise EvaluationError(f"context: {error}") from error
         shown.append(numbers)
     return shown
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from apprentice.checkpoint import experiment_of, load_policy
 from apprentice.config import Experiment
@@ -17,10 +15,28 @@ from apprentice.demonstrations.context import ContextChoice, ContextLibrary, con
 from apprentice.demonstrations.family import INDEX
 from apprentice.environments.families import find_family_task, load_family, task_split
 from apprentice.evaluation import Evaluation, evaluate
+from apprentice.family_record import (
+    FamilyEvaluation,
+    Point,
+    TaskResult,
+    read_family_evaluation,
+    write_family_evaluation,
+)
 from apprentice.latents import LatentPoint, latent_metrics, latent_points, principal_plane
 from apprentice.networks import Policy
-from apprentice.runs import CONTEXT, EVALUATED_FAMILY
+from apprentice.runs import CONTEXT
 from apprentice.types import Metrics
+
+__all__ = [
+    "FamilyEvaluation",
+    "Point",
+    "TaskResult",
+    "evaluate_family",
+    "method_label",
+    "periodic_latent_metrics",
+    "read_family_evaluation",
+    "write_family_evaluation",
+]
 
 SIZES: Final = (1, 2, 4, 8)
 """Numbers of demonstrations shown, as far as there are so many."""
@@ -28,76 +44,6 @@ EPISODES: Final = 20
 """Episodes of each task and number, each with a start and a draw of demonstrations of its own."""
 FIRST_SEED: Final = 3_000_000
 """Of these episodes: no training, no periodic evaluation and no demonstration has them."""
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class TaskResult(_Model):
-    """One task, with one number of demonstrations shown."""
-
-    task_id: str
-    parameters: dict[str, float]
-    """What tells it apart."""
-    context: int
-    """Demonstrations shown; 0 where the policy infers nothing."""
-    environment_return: float
-    """Mean over episodes."""
-    metrics: Metrics
-    """Means of what the family measures beside the return."""
-    expert_return: float | None
-    """Mean of the expert that made the demonstrations of this task."""
-    random_return: float | None
-    """Mean of uniformly random actions."""
-
-    @property
-    def normalised(self) -> float | None:
-        """Return (R - random) / (expert - random)."""
-        if self.expert_return is None or self.random_return is None:
-            return None
-        return (self.environment_return - self.random_return) / (
-            self.expert_return - self.random_return
-        )
-
-
-class Point(_Model):
-    """One demonstration's latent on the plane in which those of the train tasks vary most."""
-
-    number: int
-    task_id: str
-    split: SplitName
-    x: float
-    y: float
-
-
-class FamilyEvaluation(_Model):
-    """All that a run's final policy was measured by on unseen tasks."""
-
-    steps: int
-    """Agent steps of the checkpoint."""
-    split: SplitName
-    """Division that the tasks are of."""
-    episodes: int
-    """Of each task and number of demonstrations."""
-    results: tuple[TaskResult, ...]
-    latent: Metrics = {}
-    """How well latents tell tasks (apprentice/latents.py), and the return with another task's demonstrations."""
-    points: tuple[Point, ...] = ()
-    """For a picture."""
-
-    def of_size(self, context: int) -> tuple[TaskResult, ...]:
-        """Return the results with so many demonstrations shown."""
-        return tuple(result for result in self.results if result.context == context)
-
-    def mean_return(self, context: int) -> float:
-        """Return the mean over tasks."""
-        return float(np.mean([result.environment_return for result in self.of_size(context)]))
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Numbers of demonstrations that were shown."""
-        return tuple(sorted({result.context for result in self.results}))
 
 
 def evaluate_family(
@@ -148,22 +94,6 @@ def evaluate_family(
     )
 
 
-def read_family_evaluation(evaluations: Path) -> FamilyEvaluation | None:
-    """Return what a run's folder of evaluations holds of this kind, if anything that can be read."""
-    path = evaluations / EVALUATED_FAMILY
-    try:
-        return FamilyEvaluation.model_validate_json(path.read_text())
-    except (OSError, UnicodeDecodeError, ValidationError):
-        return None
-
-
-def write_family_evaluation(evaluations: Path, found: FamilyEvaluation) -> None:
-    """Leave it in a run's folder of evaluations, whole."""
-    stage = evaluations / f".{EVALUATED_FAMILY}"
-    stage.write_text(json.dumps(found.model_dump(mode="json"), indent=1))
-    stage.replace(evaluations / EVALUATED_FAMILY)
-
-
 def periodic_latent_metrics(
     checkpoint: Path, policy: Policy, experiment: Experiment, tasks: Sequence[str], seed: int
 ) -> Metrics:
@@ -171,7 +101,7 @@ def periodic_latent_metrics(
     library = context_of(checkpoint)
     points = latent_points(policy, library)
     metrics = latent_metrics(points, _parameters(experiment, points))
-    del metrics["probe_test"]
+    metrics.pop("probe_test", None)
     choice = ContextChoice(library, experiment.context.fewest, of_another_task=True)
     swapped = evaluate(
         policy,

@@ -55,9 +55,9 @@ def latent_metrics(points: Sequence[LatentPoint], parameters: dict[str, np.ndarr
             told = _told(own, parameters)
             predicted = _predict(fit, (np.stack([point.mean for point in own]) - shift) / scale)
             unexplained = float(((told - predicted) ** 2).sum())
-            metrics[f"probe_{split}"] = 1.0 - unexplained / float(
-                ((told - told.mean(0)) ** 2).sum()
-            )
+            spread_of_tasks = float(((told - told.mean(0)) ** 2).sum())
+            if spread_of_tasks > 0.0:  # One task alone has nothing to be told from.
+                metrics[f"probe_{split}"] = 1.0 - unexplained / spread_of_tasks
     means, variances = [], []
     for task_id in dict.fromkeys(point.task_id for point in train):
         own = [point for point in train if point.task_id == task_id]

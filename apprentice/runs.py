@@ -128,6 +128,11 @@ class RunFolder:
         return self.path / CONTEXT
 
     @property
+    def context_index(self) -> Path:
+        """Is there where `context` is whole; says of each task how many demonstrations it has."""
+        return self.context / "family.json"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 

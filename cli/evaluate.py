@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context",
         metavar="N|IDS",
-        help="demonstrations shown to a policy that infers its task: how many, drawn with the seed (1), or #7,#9: "
-        "these of the task's",
+        help="demonstrations shown to a policy that infers its task: how many, drawn with the seed (1), or "
+        "ids:7,9: these of the task's",
     )
     parser.add_argument("--seed", type=_not_negative, default=0, help="seed of the first episode")
     parser.add_argument(

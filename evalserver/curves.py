@@ -1,4 +1,4 @@
-"""Learning curves as SVG, from a run's metrics.jsonl."""
+"""Curves as SVG: of learning, from a run's metrics.jsonl, or over anything else that is counted."""
 
 from __future__ import annotations
 
@@ -61,18 +61,24 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def draw_curve(name: str, points: Sequence[Point]) -> str:
-    """Return an SVG element of one metric over agent steps."""
-    title = html.escape(name)
+def draw_curve(
+    name: str,
+    points: Sequence[Point],
+    over: str = "agent steps",
+    levels: Sequence[tuple[str, float]] = (),
+) -> str:
+    """Return an SVG element of one metric over something, with named levels to compare it with."""
+    title = html.escape(f"{name} over {over}")
     head = (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title} over agent steps" '
-        f'class="curve"><title>{title} over agent steps</title>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}" '
+        f'class="curve"><title>{title}</title>'
     )
     if not points:
         middle = f'<text class="none" x="{WIDTH / 2}" y="{HEIGHT / 2}">nothing yet</text>'
         return f"{head}{middle}</svg>"
     x_high = max(1, *(point.steps for point in points))
-    low, high = min(p.value for p in points), max(p.value for p in points)
+    values = [p.value for p in points] + [value for _, value in levels]
+    low, high = min(values), max(values)
     y_ticks = nice_ticks(min(0.0, low) if high > 0 else low, max(high, 0.0) if low < 0 else high)
     y_low, y_high = min(low, y_ticks[0]), max(high, y_ticks[-1])
     y_span = (y_high - y_low) or 1.0
@@ -94,12 +100,19 @@ def draw_curve(name: str, points: Sequence[Point]) -> str:
         parts.append(
             f'<text class="x" x="{x_of(tick):.1f}" y="{HEIGHT - BOTTOM + 18}">{_short(tick)}</text>'
         )
+    for label, level in levels:
+        y = y_of(level)
+        parts.append(
+            f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="level" x="{LEFT + 6}" y="{y - 5 if y > TOP + 14 else y + 14:.1f}">'
+            f"{html.escape(label)}</text>"
+        )
     places = " ".join(f"{x_of(p.steps):.1f},{y_of(p.value):.1f}" for p in points)
     parts.append(f'<polyline class="line" points="{places}"/>')
     if len(points) <= 60:
         parts += [
             f'<circle class="dot" cx="{x_of(p.steps):.1f}" cy="{y_of(p.value):.1f}" r="3">'
-            f"<title>{p.value:,.4g} at {p.steps:,} steps</title></circle>"
+            f"<title>{p.value:,.4g} at {p.steps:,} {html.escape(over)}</title></circle>"
             for p in points
         ]
     return "".join([*parts, "</svg>"])

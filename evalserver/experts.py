@@ -32,7 +32,7 @@ class Expert(BaseModel):
 
 
 class ExpertEpisode(NamedTuple):
-    """A demonstration that can be drawn."""
+    """A demonstration that can be drawn, of a run on one task."""
 
     path: Path
     seed: int
@@ -57,3 +57,13 @@ def find_expert(catalogue: Catalogue, run: str) -> ExpertEpisode | None:
     if expert is None or path.is_symlink() or not path.is_file():
         return None
     return ExpertEpisode(path, max(0, expert.seed))
+
+
+def keeps_context(catalogue: Catalogue, run: str) -> bool:
+    """Return whether a run of a family keeps demonstrations of every task, to be shown to its policy or beside it."""
+    try:
+        folder = catalogue.find_run(run)
+    except UnknownCheckpoint:
+        return False
+    linked = folder.context.is_symlink() or folder.context_index.is_symlink()
+    return folder.context_index.is_file() and not linked

@@ -17,7 +17,8 @@ from apprentice.runs import Catalogue, RunFolder, UnknownCheckpoint
 from apprentice.suite_tasks import SUITE_TASKS
 from evalserver.curves import DEFAULTS, draw_curve, read_curves
 from evalserver.documents import fill, html
-from evalserver.experts import find_expert, read_expert
+from evalserver.experts import find_expert, keeps_context, read_expert
+from evalserver.families import FamilyView, describe_family
 
 router = APIRouter(include_in_schema=False)
 
@@ -98,6 +99,9 @@ def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str 
         {**entry._asdict(), "environment_return": returns.get(entry.steps)}
         for entry in reversed(catalogue.checkpoints(folder.path.name))
     ]
+    newest = checkpoints[0]["id"] if checkpoints else None
+    family = describe_family(folder, newest)
+    expert = keeps_context(catalogue, folder.path.name) or find_expert(catalogue, folder.path.name)
     return fill(
         "page.html",
         run=folder.path.name,
@@ -107,10 +111,16 @@ def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str 
         curves=Markup(_curves(folder, metrics)),  # noqa: S704
         imitation=Markup(_imitation(folder)),  # noqa: S704
         checkpoints=checkpoints[:MOST_ROWS],
-        expert=find_expert(catalogue, folder.path.name),
+        expert=expert,
+        family=family,
+        family_part="" if family is None else _family(family, newest),
         evaluations=list(reversed(evaluations))[:MOST_ROWS],
         tasks=SUITE_TASKS,
     )
+
+
+def _family(family: FamilyView, checkpoint: str | None) -> Markup:
+    return Markup(fill("family.html", family=family, checkpoint=checkpoint))  # noqa: S704
 
 
 def _live(folder: RunFolder) -> str:

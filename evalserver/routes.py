@@ -8,6 +8,7 @@ import re
 import secrets
 import urllib.parse
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Annotated, Any
 
 import structlog
@@ -15,15 +16,23 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from apprentice.runs import Catalogue, CheckpointEntry, InvalidCheckpointId, UnknownCheckpoint
+from apprentice.checkpoint_format import MANIFEST
+from apprentice.runs import (
+    Catalogue,
+    CheckpointEntry,
+    InvalidCheckpointId,
+    RunFolder,
+    UnknownCheckpoint,
+)
 from evalserver.cache import Media, MediaCache, make_media
-from evalserver.experts import ExpertEpisode, find_expert
+from evalserver.experts import ExpertEpisode, find_expert, keeps_context
 from evalserver.jobs import Answer, Busy, DeadlinePassed, Jobs, WorkerFailed
 from evalserver.problems import described, problem
 from evalserver.ranges import answer_with
 from evalserver.schemas import (
     EXPERT,
     MEDIA_TYPES,
+    SHOWN,
     CheckpointAnswer,
     EpisodeQuery,
     EvaluateAnswer,
@@ -82,11 +91,20 @@ async def evaluate(query: Annotated[EvaluateQuery, Query()], request: Request) -
     except InvalidCheckpointId as error:
         return problem(422, "Not a checkpoint id", str(error))
     expert: ExpertEpisode | None = None
-    if query.beside == EXPERT:
+    if query.beside == EXPERT and not await asyncio.to_thread(
+        keeps_context, catalogue, entries[0].run
+    ):
         expert = await asyncio.to_thread(find_expert, catalogue, entries[0].run)
         if expert is None:
             return problem(
                 404, "No such episode", f"run {entries[0].run} keeps no episode of an expert"
+            )
+        if query.episodes > 1 or query.task is not None:
+            return problem(
+                422,
+                "A parameter is wrong",
+                "beside=expert: expected one episode of the run's own task, found "
+                f"episodes={query.episodes}, task={query.task}",
             )
         query = query.model_copy(update={"seed": expert.seed})
     key = _cache_key(query, entries)
@@ -111,8 +129,8 @@ async def _make(
 ) -> Media | Response:
     """Have the workers make what is asked for; return a Response where that failed."""
     asked: dict[str, Any] = {**query.model_dump(), "paths": [str(entry.path) for entry in entries]}
-    if expert is not None:
-        asked["expert"] = str(expert.path)
+    if query.beside == EXPERT:
+        asked["expert"] = str(expert.path) if expert is not None else SHOWN
     answer = await _work(asked, request)
     if isinstance(answer, Response):
         return answer
@@ -126,7 +144,7 @@ async def _make(
     }
     for entry in others:
         report["beside"] = {**report["beside"], "checkpoint": entry.id, "run": entry.run}
-    if expert is not None:
+    if query.beside == EXPERT:
         report["beside"] = {**report["beside"], "checkpoint": EXPERT, "run": first.run}
     report = EvaluateAnswer.model_validate(report).model_dump()
     return make_media(report, answer.media, MEDIA_TYPES.get(query.format, "application/json"))
@@ -201,14 +219,15 @@ async def _work(asked: dict[str, Any], request: Request) -> Answer | Response:
 
 
 def _cache_key(query: EvaluateQuery, entries: list[CheckpointEntry]) -> str:
-    """Name what is asked for by what it depends on: the checkpoints found, not how they were named."""
-    files = []
+    """Name what is asked for by what it depends on: the checkpoints found, not how they were named, and what they
+    are shown."""
+    files: list[list[Any]] = []
     for entry in entries:
-        try:
-            found = (entry.path / "manifest.json").stat()
-            files.append([entry.id, found.st_ino, found.st_mtime_ns, found.st_size])
-        except OSError:
-            files.append([entry.id])
+        files.append([entry.id])
+        for path in (entry.path / MANIFEST, RunFolder(entry.path.parent.parent).context_index):
+            with suppress(OSError):
+                found = path.stat()
+                files[-1] += [path.name, found.st_ino, found.st_mtime_ns, found.st_size]
     asked = query.model_dump(mode="json", exclude={"checkpoint", "beside"})
     return json.dumps([files, asked, query.beside == EXPERT], sort_keys=True)
 
@@ -291,11 +310,13 @@ def _media_headers(
 ) -> dict[str, str]:
     name = f"{entry.id}-seed{query.seed}.{query.format}"
     returns = ",".join(f"{episode['environment_return']:.3f}" for episode in report["episodes"])
+    shown = ";".join(",".join(map(str, episode["context"])) for episode in report["episodes"])
     return {
         "Content-Disposition": f'inline; filename="{re.sub(r"[^A-Za-z0-9._-]", "_", name)}"',
         "X-Apprentice-Checkpoint": entry.id,
         "X-Apprentice-Return-Mean": f"{report['return_mean']:.3f}",
         "X-Apprentice-Returns": returns,
+        **({"X-Apprentice-Context": shown} if shown.strip(";") else {}),
     }
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from apprentice.demonstrations.asking import LONGEST, parse_context
+from apprentice.demonstrations.format import DemonstrationError
 
 LARGEST_PIXEL_BUDGET = 640 * 640 * 4000
 """Width times height times frames that one request may ask for."""
@@ -12,6 +15,8 @@ LARGEST_PIXEL_BUDGET = 640 * 640 * 4000
 
 EXPERT = "expert"
 """What `beside` says for a demonstration."""
+SHOWN = "shown"
+"""What a worker is told in place of a file: to take demonstrations of the task that the run keeps."""
 
 Format = Literal["mp4", "gif", "webp", "png", "json"]
 MEDIA_TYPES: dict[str, str] = {
@@ -29,8 +34,13 @@ class EvaluateQuery(BaseModel):
 
     checkpoint: Annotated[str, Field(min_length=1, max_length=300)]
     """`RUN`, `RUN:latest`, `RUN:best`, `RUN:STEP`, or `latest` for the newest run's newest."""
-    task: Annotated[str, Field(max_length=100)] | None = None
-    """Another task than the checkpoint's; its observations and actions must fit the policy."""
+    task: Annotated[str, Field(max_length=200)] | None = None
+    """Another task than the checkpoint's; its observations and actions must fit the policy. Of a family: any task of
+    its division, and the first meta-test task unless this says another."""
+    context: Annotated[str, Field(max_length=LONGEST)] | None = None
+    """Demonstrations shown to a policy that infers its task, out of those of the task that its run keeps: how many,
+    as in `2`, drawn with each episode's seed; or which, as in `ids:7,9` (or `#7,#9`). Such a policy is shown one
+    unless this says more; any other refuses it."""
     episodes: Annotated[int, Field(ge=1, le=16)] = 1
     """Episodes to run; the video shows them one after another."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -48,19 +58,21 @@ class EvaluateQuery(BaseModel):
     fps: Annotated[float, Field(ge=1, le=120, allow_inf_nan=False)] = 25.0
     """Frames a second, played in real time: only the frames shown are rendered."""
     beside: Annotated[str, Field(min_length=1, max_length=300)] | None = None
-    """A second checkpoint, run with the same seeds and shown to the right of the first; or `expert`: an
-    episode of the demonstrations that the run learned from, which the policy starts like, with its seed."""
+    """A second checkpoint, run with the same seeds, shown what fits it, and drawn to the right of the first; or
+    `expert`: an episode of the demonstrations that the run learned from, which the policy starts like, with its
+    seed. Of a family: the first demonstration that was shown in each episode, or one of the task."""
     format: Format = "mp4"
     """The rollout as video (mp4, gif, webp), as one sheet of pictures (png), or its returns (json)."""
 
-    @model_validator(mode="after")
-    def _as_the_expert(self) -> EvaluateQuery:
-        if self.beside == EXPERT and (self.episodes > 1 or self.task is not None):
-            raise ValueError(
-                "beside=expert: expected one episode of the run's own task, found "
-                f"episodes={self.episodes}, task={self.task}"
-            )
-        return self
+    @field_validator("context")
+    @classmethod
+    def _says_how_many_or_which(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse_context(value)
+            except DemonstrationError as error:
+                raise ValueError(str(error).removeprefix("context: ")) from None
+        return value
 
     @model_validator(mode="after")
     def _within_budget(self) -> EvaluateQuery:
@@ -103,6 +115,10 @@ class EpisodeAnswer(BaseModel):
     environment_return: float
     length: int
     ending: str
+    metrics: dict[str, float] = {}
+    """What a family's task measures beside the return."""
+    context: list[int] = []
+    """Ids of the demonstrations that were shown, or of the one that this is."""
 
 
 class SideAnswer(BaseModel):

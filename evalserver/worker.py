@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from apprentice.stopping import death_with
+from evalserver.rollouts import Answerable, Rollout, kept_rollout
+from evalserver.schemas import SHOWN
+from evalserver.showing import choose_shown, demonstrations_beside
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from apprentice.config import EnvironmentSettings, Experiment
+    from apprentice.config import Experiment
+    from apprentice.demonstrations.context import ContextChoice
     from apprentice.environments import Environment
-    from apprentice.environments.renderer import Quality
-    from apprentice.evaluation import Evaluation
     from apprentice.networks import Policy
 
 MAX_POLICIES = 8
@@ -34,47 +36,31 @@ MAX_HELD_BYTES = 256 * 2**20
 SHEET_PICTURES = 16
 
 
-class Answerable(Exception):
-    """A request that is at fault itself; `status` is the HTTP status it gets."""
+class Side(NamedTuple):
+    """A checkpoint that is evaluated."""
 
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-
-
-class Rollout(NamedTuple):
-    """One checkpoint's episodes, and what is needed to draw them."""
-
-    task: str
-    settings: EnvironmentSettings
-    quality: Quality
+    path: Path
+    policy: Policy
+    experiment: Experiment
     steps: int
-    evaluation: Evaluation
 
 
 class Worker:
     """Keeps policies, environments and graphics contexts between requests."""
 
     def __init__(self) -> None:
-        self._policies: dict[tuple[str, str], tuple[Policy, Experiment, int]] = {}
+        self._policies: dict[tuple[str, str], Side] = {}
         self._environments: dict[str, Environment] = {}
 
     def answer(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Serve one request; raise Answerable where it is at fault."""
-        from apprentice.environments import shown_task
-
         started = ready = time.monotonic()
         if "trajectory" in request:
-            rollouts = [self._kept(request)]
+            rollouts = [kept_rollout(Path(request["trajectory"]), request["steps"])]
         else:
-            loaded = [self._load(Path(path), int(request["seed"])) for path in request["paths"]]
-            task = request["task"] or shown_task(loaded[0][1].task, loaded[0][1].environment)
-            for _, experiment, _ in loaded:
-                self._check_fit(task, experiment)
+            sides = [self._load(Path(path), int(request["seed"])) for path in request["paths"]]
             ready = time.monotonic()
-            rollouts = [self._roll_out(request, task, *parts) for parts in loaded]
-            if "expert" in request:
-                rollouts.append(self._kept({"trajectory": request["expert"], "steps": 0}))
+            rollouts = self._roll_out_all(request, sides)
         evaluated = time.monotonic()
         media = self._draw(request, rollouts) if request["format"] != "json" else b""
         first, *others = [
@@ -88,19 +74,49 @@ class Worker:
         }
         return {**first, "beside": others[0] if others else None, "seconds": seconds}, media
 
+    def _roll_out_all(self, request: dict[str, Any], sides: list[Side]) -> list[Rollout]:
+        """Return each checkpoint's rollout, and that of the expert where it is asked for."""
+        from apprentice.environments import shown_task
+
+        first = sides[0]
+        expert = None
+        if request.get("expert", SHOWN) != SHOWN:
+            expert = kept_rollout(Path(request["expert"]), 0)
+        task = request["task"] or (
+            shown_task(first.experiment.task, first.experiment.environment)
+            if expert is None
+            else expert.task
+        )
+        for side in sides:
+            self._check_fit(task, side.experiment)
+        nobody_infers = not any(side.experiment.infers_task for side in sides)
+        choices = [
+            choose_shown(
+                request["context"] if side.experiment.infers_task or nobody_infers else None,
+                side.path,
+                side.experiment,
+                task,
+            )
+            for side in sides
+        ]
+        rollouts = [
+            self._roll_out(request, task, side, choice)
+            for side, choice in zip(sides, choices, strict=True)
+        ]
+        if request.get("expert") == SHOWN:
+            expert = demonstrations_beside(first.path, first.experiment, rollouts[0])
+        return rollouts if expert is None else [*rollouts, expert]
+
+    @staticmethod
     def _roll_out(
-        self,
-        request: dict[str, Any],
-        task: str,
-        policy: Policy,
-        experiment: Experiment,
-        steps: int,
+        request: dict[str, Any], task: str, side: Side, context: ContextChoice | None
     ) -> Rollout:
         from apprentice.evaluation import EvaluationError, EvaluationTimeout, evaluate
 
+        experiment = side.experiment
         try:
             evaluation = evaluate(
-                policy,
+                side.policy,
                 task,
                 range(request["seed"], request["seed"] + request["episodes"]),
                 observation=experiment.acting_keys,
@@ -109,30 +125,16 @@ class Worker:
                 max_steps=request["max_steps"],
                 keep_trajectories=0 if request["format"] == "json" else request["episodes"],
                 deadline_seconds=request["deadline_seconds"],
+                context=context,
             )
         except EvaluationTimeout as error:
             raise Answerable(504, str(error)) from error
         except EvaluationError as error:
             raise Answerable(422, str(error)) from error
         quality = experiment.evaluation.quality
-        return Rollout(task, experiment.environment, quality, steps, evaluation)
+        return Rollout(task, experiment.environment, quality, side.steps, evaluation)
 
-    @staticmethod
-    def _kept(request: dict[str, Any]) -> Rollout:
-        """Return an episode that a training run kept, as a rollout."""
-        from apprentice.evaluation import Episode, Evaluation
-        from apprentice.trajectories import TrajectoryError, load_trajectory
-
-        try:
-            trajectory, task, settings = load_trajectory(Path(request["trajectory"]))
-        except (OSError, TrajectoryError) as error:
-            raise Answerable(422, f"the kept episode cannot be used: {error}") from error
-        total = float(trajectory.environment_reward.sum())
-        length = len(trajectory.action)
-        episode = Episode(task, trajectory.seed, total, length, trajectory.ending, trajectory, {})
-        return Rollout(task, settings, "look", request["steps"], Evaluation((episode,), 0.0))
-
-    def _load(self, path: Path, seed: int) -> tuple[Policy, Experiment, int]:
+    def _load(self, path: Path, seed: int) -> Side:
         from apprentice.checkpoint import CheckpointError, experiment_of, load_policy
         from apprentice.checkpoint_files import read_text
         from apprentice.checkpoint_format import MANIFEST, MAX_MANIFEST_BYTES
@@ -146,14 +148,14 @@ class Worker:
                 raise Answerable(422, f"the checkpoint cannot be used: {error}") from error
             while len(self._policies) >= MAX_POLICIES:
                 del self._policies[next(iter(self._policies))]
-            self._policies[key] = (policy, experiment_of(manifest), manifest.steps)
-        self._policies[key][0].reseed(seed)
+            self._policies[key] = Side(path, policy, experiment_of(manifest), manifest.steps)
+        self._policies[key].policy.reseed(seed)
         return self._policies[key]
 
     def _check_fit(self, task: str, experiment: Experiment) -> None:
         from apprentice.environments import UnknownTask, environment_spec, experiment_specs
 
-        if task == experiment.task:
+        if task == experiment.task and not experiment.is_family:
             return
         keys, settings = experiment.acting_keys, experiment.environment
         try:

@@ -7,7 +7,6 @@ segments carry, evaluations report and requests name.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from apprentice.config_family import SPLITS, SplitName
+from apprentice.demonstrations.asking import parse_context
 from apprentice.demonstrations.family import (
     INDEX,
     FamilyDemonstrations,
@@ -107,11 +107,10 @@ class ContextLibrary:
     def require(self, task_id: str, numbers: Sequence[int]) -> tuple[int, ...]:
         """Return the numbers where all are of this task. Raises DemonstrationError."""
         known = self.of_task(task_id)
-        wrong = [number for number in numbers if number not in known]
-        if wrong or not numbers:
+        if not numbers or not set(numbers) <= set(known) or len(set(numbers)) < len(numbers):
             raise DemonstrationError(
-                f"context: expected numbers of {task_id}'s demonstrations ({known[0]} to {known[-1]}), found "
-                f"{list(numbers)}"
+                f"context: expected numbers of {task_id}'s demonstrations ({known[0]} to {known[-1]}), each once; "
+                f"found {list(numbers)}"
             )
         return tuple(numbers)
 
@@ -254,7 +253,7 @@ def read_context(folder: Path) -> ContextLibrary:
 def choose_context(
     asked: str | None, checkpoint: Path, infers_task: bool, tasks: Sequence[str]
 ) -> ContextChoice | None:
-    """Return what a request asks to be shown: a number of demonstrations, `#7,#9` for these, or null for one.
+    """Return what a request asks to be shown (see `parse_context`); null means one demonstration.
 
     Raises DemonstrationError where a task has no such demonstrations, or where the policy infers nothing and
     something is to be shown to it.
@@ -265,17 +264,10 @@ def choose_context(
         raise DemonstrationError(
             f"context: expected none, since this policy does not infer its task from demonstrations; found {asked!r}"
         )
+    meant = parse_context("1" if asked is None else asked)
     library = context_of(checkpoint)
-    numbers = re.findall(r"[0-9]{1,9}", asked or "1")
-    if asked is not None and not re.fullmatch(r"[0-9]{1,3}|#[0-9]{1,9}(,#[0-9]{1,9}){0,63}", asked):
-        raise DemonstrationError(
-            f"context: expected how many demonstrations to show, as in 2, or which, as in #7,#9; found {asked!r}"
-        )
-    chosen = tuple(int(number) for number in numbers)
-    if asked is not None and asked.startswith("#"):
-        choice = ContextChoice(library, numbers=chosen)
-    else:
-        choice = ContextChoice(library, size=chosen[0])
+    numbers = None if isinstance(meant, int) else meant
+    choice = ContextChoice(library, meant if isinstance(meant, int) else len(meant), numbers)
     for task in tasks:
         choice.of(task, 0)
     return choice
@@ -288,7 +280,12 @@ def context_of(checkpoint: Path) -> ContextLibrary:
     """
     folder = checkpoint.resolve().parent.parent / CONTEXT
     index = folder / INDEX
-    return _read_once(folder, index.stat().st_mtime_ns if index.exists() else 0)
+    if not index.exists():
+        raise DemonstrationError(
+            f"{folder}: expected the demonstrations to show, which the learner keeps there; found none. Take the "
+            "checkpoint in its run's folder, and the folder whole"
+        )
+    return _read_once(folder, index.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=8)

@@ -60,6 +60,13 @@ class Policy:
         encoder = self._module.context
         if encoder is None or not demonstrations:
             raise ValueError("expected a policy that infers its task, and demonstrations to show")
+        expected = 2 * encoder.state_size + encoder.action_size
+        widths = sorted({steps.shape[1] for steps in demonstrations})
+        if widths != [expected]:
+            raise ValueError(
+                f"expected demonstrations of {encoder.state_size} numbers a state and {encoder.action_size} an action, "
+                f"{expected} a step; found {widths}"
+            )
         belief: Belief = encoder(shown_together([demonstrations]))[0]
         return belief
 

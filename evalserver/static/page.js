@@ -41,9 +41,10 @@ async function play(url) {
       return;
     }
     const mean = reply.headers.get("X-Apprentice-Return-Mean");
+    const shown = reply.headers.get("X-Apprentice-Context");
     await reply.blob();
     if (mine.signal.aborted) return;
-    said.textContent = mean === null ? "" : "return " + mean;
+    said.textContent = mean === null ? "" : "return " + mean + (shown ? ", shown #" + shown.replaceAll(",", " #") : "");
     video.src = url; // From the server's cache, with seeking.
   } catch (error) {
     if (!mine.signal.aborted) said.textContent = "the server does not answer: is it still running?";
@@ -62,7 +63,7 @@ if (live) {
   player.addEventListener("submit", (event) => {
     event.preventDefault();
     const asked = new URLSearchParams(new FormData(player));
-    for (const name of ["beside", "task"]) if (!asked.get(name)) asked.delete(name);
+    for (const name of ["beside", "task", "context"]) if (!asked.get(name)) asked.delete(name);
     play("/evaluate?" + asked);
   });
   document.addEventListener("click", (event) => {
@@ -72,6 +73,11 @@ if (live) {
     if (link.dataset.checkpoint) {
       player.elements.checkpoint.value = link.dataset.checkpoint;
       player.elements.beside.value = link.dataset.beside || "";
+    }
+    if (link.dataset.task) {
+      player.elements.beside.value = link.dataset.beside;
+      player.elements.task.value = link.dataset.task;
+      player.elements.context.value = link.dataset.context;
     }
     video.scrollIntoView({ block: "nearest" });
     play(link.getAttribute("href"));

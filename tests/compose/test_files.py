@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +153,35 @@ def test_images_hold_the_versions_that_are_tested(name: str) -> None:
 def test_the_image_that_is_reached_from_outside_holds_no_more_than_it_needs() -> None:
     assert not {"tensorflow-cpu", "dm-reverb", "grpcio", "tensorboard"} & set(pins("evalserver"))
     assert {"tensorflow-cpu", "dm-reverb"} <= set(pins("replay"))
+
+
+def test_the_evaluation_server_s_image_holds_every_library_that_our_code_imports_there() -> None:
+    code = (
+        "import sys, evalserver.app, evalserver.worker; evalserver.worker.warm_up();"
+        "print(*[m.__file__ for n, m in sys.modules.items() if n.startswith(('apprentice.', 'evalserver.'))])"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    imported = {name for file in loaded.stdout.split() for name in imports_of(Path(file))}
+    libraries = imported - sys.stdlib_module_names - {"apprentice", "evalserver", "torch"}
+    installed = importlib.metadata.packages_distributions()
+    missing = {
+        name
+        for name in libraries
+        if not {d.lower().replace("_", "-") for d in installed[name]} & set(pins("evalserver"))
+    }
+    assert "h5py" in libraries
+    assert missing == set()
+
+
+def imports_of(file: Path) -> set[str]:
+    """Return the top-level names of all that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found

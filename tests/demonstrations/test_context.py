@@ -136,7 +136,7 @@ def test_a_runs_folder_keeps_what_may_be_shown_and_nothing_else(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("asked", "numbers"),
-    [(None, 1), ("1", 1), ("2", 2), ("#0", (0,)), ("#1,#0", (1, 0))],
+    [(None, 1), ("1", 1), ("2", 2), ("#0", (0,)), ("#1,#0", (1, 0)), ("ids:1,0", (1, 0))],
 )
 def test_a_request_says_how_many_or_which(
     tmp_path: Path, asked: str | None, numbers: int | tuple[int, ...]
@@ -149,7 +149,9 @@ def test_a_request_says_how_many_or_which(
     assert (found == numbers) if isinstance(numbers, tuple) else (len(found) == numbers)
 
 
-@pytest.mark.parametrize("asked", ["0", "3", "-1", "#7", "#0,1", "", "all", "#", "1e1", "0,1"])
+@pytest.mark.parametrize(
+    "asked", ["0", "3", "-1", "#7", "ids:0,0", "#0,1", "ids:#0", "", "all", "#", "1e1", "0,1"]
+)
 def test_a_request_that_cannot_be_met_is_refused(tmp_path: Path, asked: str) -> None:
     keep_context(tmp_path / "run" / "context", written(tmp_path / "demos"))
     checkpoint = tmp_path / "run" / "checkpoints" / "step-1"
@@ -164,5 +166,5 @@ def test_a_policy_that_infers_nothing_is_shown_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_without_context_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DemonstrationError, match="expected the index of a family's"):
+    with pytest.raises(DemonstrationError, match="expected the demonstrations to show"):
         choose_context("1", tmp_path / "run" / "checkpoints" / "step-1", True, ["fake-10"])

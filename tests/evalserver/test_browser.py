@@ -13,10 +13,21 @@ from urllib.parse import urlsplit
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
 
+from apprentice.config_family import SPLITS
+from apprentice.family_record import Point, write_family_evaluation
 from apprentice.run_status import RunStatus
 from apprentice.runs import RunFolder
 from apprentice.tokens import ensure_token
+from tests.evalserver.family_runs import (
+    NUM_SHOWN,
+    NUM_TASKS,
+    family_split,
+    made_up_evaluation,
+    make_family_run,
+    task_of,
+)
 from tests.evalserver.serving import Server, keep_episode, make_run, needs_graphics
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -48,6 +59,17 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
+    family = RunFolder(runs / make_family_run(runs, "meta"))
+    split = family_split()
+    points = tuple(
+        Point(number=number, task_id=task.task_id, split=part, x=float(number), y=1.0)
+        for number, (part, task) in enumerate(
+            (part, task)
+            for part in SPLITS
+            for task in split.of(part)[: NUM_TASKS[part]] * NUM_SHOWN
+        )
+    )
+    write_family_evaluation(family.evaluations, made_up_evaluation(points=points))
     folder = RunFolder(runs / make_run(runs, "reach", "reacher-easy"))
     keep_episode(folder.path, 100)
     rows = [
@@ -185,6 +207,35 @@ def test_a_checkpoint_and_a_kept_episode_are_clicked_and_play(
     assert_nothing_came_from_elsewhere(browser, server)
 
 
+def test_an_unseen_task_and_one_demonstration_of_it_are_picked_and_the_policy_is_watched(
+    browser: Chrome, serve: Callable[..., Server], runs: Path
+) -> None:
+    server = serve()
+    (family,) = (path.name for path in runs.glob("meta-*"))
+    browser.get(f"http://127.0.0.1:{server.port}/?run={family}")
+    browser.find_element(By.CSS_SELECTOR, "a.tile").click()
+    script = (
+        "const [tile] = document.querySelectorAll('video.tile'); return tile ? tile.currentTime : 0"
+    )
+    wait_for(lambda: browser.execute_script(script))
+    asked = [address for address in requested(browser) if "width=160" in address]
+    assert {address.partition("task=")[2].partition("&")[0] for address in asked} == {
+        task_of("test", 0)
+    }
+    form = browser.find_element(By.ID, "player")
+    Select(form.find_element(By.NAME, "task")).select_by_value(task_of("test", 1))
+    Select(form.find_element(By.NAME, "beside")).select_by_value("expert")
+    form.find_element(By.TAG_NAME, "button").click()
+    wait_until_it_plays(browser, f"beside=expert&task={task_of('test', 1)}&context=1")
+    assert "shown #" in video_of(browser)["said"]
+    browser.find_element(By.CSS_SELECTOR, "svg.scatter a.play:last-of-type").click()
+    wait_until_it_plays(browser, "context=ids%3A7")
+    assert video_of(browser)["said"].endswith("shown #7")
+    assert form.find_element(By.NAME, "context").get_attribute("value") == "ids:7"
+    assert complaints(browser) == []
+    assert_nothing_came_from_elsewhere(browser, server)
+
+
 def test_where_a_token_is_asked_for_the_browser_signs_in_and_plays(
     browser: Chrome, serve: Callable[..., Server], tmp_path: Path
 ) -> None:
@@ -226,18 +277,19 @@ def test_the_last_click_wins_and_a_server_that_is_gone_is_told(
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_cut_off_and_everything_can_be_read(
-    browser: Chrome, serve: Callable[..., Server], width: int, scheme: str
+    browser: Chrome, serve: Callable[..., Server], runs: Path, width: int, scheme: str
 ) -> None:
     server = serve()
     metrics = {"width": width, "height": 1700, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     features = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", features)
-    browser.get(f"http://127.0.0.1:{server.port}/")
-    sizes = browser.execute_script(
-        "return [document.documentElement.scrollWidth, window.innerWidth]"
-    )
-    assert sizes[0] <= sizes[1] == width
+    for folder in runs.iterdir():
+        browser.get(f"http://127.0.0.1:{server.port}/?run={folder.name}")
+        sizes = browser.execute_script(
+            "return [document.documentElement.scrollWidth, window.innerWidth]"
+        )
+        assert sizes[0] <= sizes[1] == width
     colours = browser.execute_script("""
         const style = getComputedStyle(document.body);
         return [style.color, style.backgroundColor].map(c => c.match(/\\d+/g).slice(0, 3).map(Number));

@@ -173,7 +173,7 @@ def test_the_browser_is_told_to_load_nothing_from_elsewhere(tmp_path: Path) -> N
     headers = client.get("/").headers
     assert "default-src 'self'" in headers["content-security-policy"]
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
-    for name in ("page.css", "page.js"):
+    for name in ("page.css", "page.js", "tiles.js"):
         reply = client.get(f"/static/{name}")
         assert reply.status_code == 200
         assert "http" not in reply.text
