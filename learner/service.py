@@ -69,7 +69,7 @@ class LearnerService:
         host: str,
         port: int,
         run: str = "",
-        lease_seconds: float = 30.0,
+        lease_seconds: float = 25.0,
         token: str | None = None,
     ) -> None:
         """Prepare to serve; with a `token`, only to those who know it."""
