@@ -50,7 +50,8 @@ ARG TORCH_INDEX
 ARG TORCH_VERSION=2.13.0
 COPY requirements/packages requirements/system.txt requirements/actor.lock requirements/
 RUN [ -n "${ONLY}" ] || { \
-    requirements/packages $(grep -v '^g++$' requirements/system.txt) && requirements/image actor; }
+    requirements/packages $(grep -v '^g++$' requirements/system.txt) & \
+    requirements/image actor && wait $!; }
 
 
 FROM torch AS actor
@@ -94,7 +95,8 @@ ARG TORCH_INDEX
 ARG TORCH_VERSION=2.13.0
 COPY requirements/image requirements/packages requirements/installer.lock requirements/system.txt \
      requirements/evalserver.lock requirements/
-RUN requirements/packages $(grep -v '^g++$' requirements/system.txt) && requirements/image evalserver torch/include
+RUN requirements/packages $(grep -v '^g++$' requirements/system.txt) & \
+    requirements/image evalserver torch/include && wait $!
 
 
 FROM evaluation AS evalserver
