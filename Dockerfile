@@ -7,6 +7,9 @@
 #            └ torch ─ actor
 #                 └ learner
 #   base ─ evaluation ─ evalserver
+#
+# Docker's older builder makes every stage that stands before the one it is asked for. ONLY=evaluation makes
+# those of the first chain empty, which nobody will use then.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS base
@@ -21,8 +24,9 @@ STOPSIGNAL SIGTERM
 
 
 FROM base AS reverb
-COPY requirements/slim requirements/replay.lock requirements/
-RUN pip install --require-hashes -r requirements/replay.lock && requirements/slim
+ARG ONLY
+COPY requirements/image requirements/installer.lock requirements/replay.lock requirements/
+RUN [ -n "${ONLY}" ] || requirements/image replay
 
 
 # It chooses the run too, before anything else starts: the smallest image that can.
@@ -41,16 +45,13 @@ ENTRYPOINT ["python", "-m", "replay"]
 
 # What an actor needs; rendering too, since an experiment may read pixels.
 FROM reverb AS torch
+ARG ONLY
 ARG TORCH_INDEX
 ARG TORCH_VERSION=2.13.0
-COPY requirements/system.txt requirements/actor.lock requirements/
-RUN apt-get update && \
-    grep -v '^g++$' requirements/system.txt | \
-        xargs env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends && \
-    apt-get clean && rm -rf /var/lib/apt/lists/*
-RUN pip install --require-hashes -r requirements/actor.lock && \
-    pip install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "torch==${TORCH_VERSION}" && \
-    requirements/slim
+COPY requirements/packages requirements/system.txt requirements/actor.lock requirements/
+RUN [ -n "${ONLY}" ] || { \
+    requirements/packages $(grep -v '^g++$' requirements/system.txt) & \
+    requirements/image actor && wait $!; }
 
 
 FROM torch AS actor
@@ -67,13 +68,13 @@ ENTRYPOINT ["python", "-m", "actor"]
 
 # torch.compile calls g++ and includes Python.h when the learner starts.
 FROM torch AS learner
+ARG ONLY
 COPY requirements/learner.lock requirements/
-RUN apt-get update && \
-    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends g++ && \
+RUN [ -n "${ONLY}" ] || { \
+    requirements/packages g++ && \
     { test -e "$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || \
-      apt-get install -y --no-install-recommends python3-dev; } && \
-    apt-get clean && rm -rf /var/lib/apt/lists/*
-RUN pip install --require-hashes -r requirements/learner.lock && requirements/slim
+      requirements/packages python3-dev; } && \
+    requirements/image learner; }
 COPY apprentice apprentice
 COPY replay replay
 COPY demonstrations demonstrations
@@ -92,14 +93,10 @@ ENTRYPOINT ["python", "-m", "learner"]
 FROM base AS evaluation
 ARG TORCH_INDEX
 ARG TORCH_VERSION=2.13.0
-COPY requirements/slim requirements/system.txt requirements/evalserver.lock requirements/
-RUN apt-get update && \
-    grep -v '^g++$' requirements/system.txt | \
-        xargs env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends && \
-    apt-get clean && rm -rf /var/lib/apt/lists/*
-RUN pip install --require-hashes -r requirements/evalserver.lock && \
-    pip install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "torch==${TORCH_VERSION}" && \
-    requirements/slim torch/include
+COPY requirements/image requirements/packages requirements/installer.lock requirements/system.txt \
+     requirements/evalserver.lock requirements/
+RUN requirements/packages $(grep -v '^g++$' requirements/system.txt) & \
+    requirements/image evalserver torch/include && wait $!
 
 
 FROM evaluation AS evalserver

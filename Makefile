@@ -9,6 +9,7 @@
 #   make format   mend format and lint where that can be done by machine
 #   make protos   generate apprentice/rpc/v1 from proto/
 #   make lock     solve requirements/*.in anew
+#   make sbom     what each image is made of, as CycloneDX bills of materials under build/sbom
 
 EXPERIMENT ?= dac-reacher-easy
 ARGS ?=
@@ -20,7 +21,7 @@ LOCK := uv pip compile --quiet --python-version 3.11 --python-platform x86_64-ma
 export TORCH_INDEX PYTHON SYSTEM_PACKAGES
 
 .PHONY: run test soak test-compose check check-format check-lint check-types check-layers format install \
-	install-dev protos lock
+	install-dev protos lock sbom
 .DEFAULT_GOAL := run
 
 run: install
@@ -65,4 +66,8 @@ protos: install-dev
 lock:
 	cd requirements && $(LOCK) base.in -o base.lock && \
 		for part in dev replay actor learner evalserver; do \
-			$(LOCK) -c base.lock $$part.in -o $$part.lock || exit 1; done
+			$(LOCK) -c base.lock $$part.in -o $$part.lock || exit 1; done && \
+		$(LOCK) installer.in -o installer.lock
+
+sbom: install-dev
+	@$(BIN)/python requirements/sbom build/sbom

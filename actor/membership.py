@@ -36,7 +36,8 @@ HEARTBEAT_SECONDS = 2.0
 MAX_EPISODES = 1000
 LONGEST_PAUSE = 5.0
 CLOSE_SECONDS = 1.0
-UNHEALTHY_SILENCE_SECONDS = 30.0
+UNHEALTHY_SILENCE_SECONDS = 20.0
+"""With what passes until a silence is noticed, a learner that stands still is reported within 30 s."""
 BUILT_FROM = ("task", "environment", "reads", "network", "context", "replay", "actor")
 """Parts of the experiment that an actor is built from; with others it must be built anew."""
 

@@ -15,8 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -75,19 +76,35 @@ def answer_as_learner(seconds: float) -> None:
 
 def measure_together(settings: dict[str, str], seconds: float) -> dict[str, float]:
     """Run the whole system and return medians of its rates and of its policy lag."""
+    rows = rows_of_the_system(BOTH | settings, seconds)
+    names = ("actor/steps_per_second", "learner/updates_per_second", "learner/policy_lag_steps")
+    return {
+        name: statistics.median(row.metrics[name] for row in rows if name in row.metrics)
+        for name in names
+    }
+
+
+def rows_of_the_system(settings: dict[str, str], seconds: float) -> list[Row]:
+    """Run `apprentice up`, and return what it wrote of itself in `seconds` of steady training."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "cli", "up", TASK, "--plain", "--runs", f"{folder}/runs"]
         command += ["--replay-checkpoints", f"{folder}/replay"]
         ports = ("replay_port", "learner_port", "evalserver_port")
-        everything = BOTH | settings | {f"services.{name}": "0" for name in ports}
-        for key, value in everything.items():
+        for key, value in (settings | {f"services.{name}": "0" for name in ports}).items():
             command += ["--set", f"{key}={value}"]
         with (Path(folder) / "output").open("w+") as output:
             process = subprocess.Popen(
                 command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=os.environ
             )
+
+            def read() -> str:
+                if process.poll() is not None:
+                    raise RuntimeError("the system ended; its output is above")
+                files = list(Path(folder).glob("runs/*/metrics.jsonl"))
+                return files[0].read_text() if files else ""
+
             try:
-                rows = _rows(Path(folder), process, seconds)
+                return steady_rows(read, seconds)
             except RuntimeError:
                 output.seek(0)
                 print(output.read(), file=sys.stderr)
@@ -95,26 +112,31 @@ def measure_together(settings: dict[str, str], seconds: float) -> dict[str, floa
             finally:
                 process.send_signal(signal.SIGINT)
                 process.wait(60.0)
-    names = ("actor/steps_per_second", "learner/updates_per_second", "learner/policy_lag_steps")
-    return {name: statistics.median(row[name] for row in rows if name in row) for name in names}
 
 
-def _rows(folder: Path, process: subprocess.Popen[Any], seconds: float) -> list[dict[str, float]]:
-    """Return the metrics of `seconds` after ten seconds of training."""
+class Row(NamedTuple):
+    """A line of metrics.jsonl."""
+
+    time: float
+    metrics: dict[str, float]
+
+
+def steady_rows(read: Callable[[], str], seconds: float, period_seconds: float = 1.0) -> list[Row]:
+    """Return the rows of `seconds` after ten seconds of training, out of a metrics.jsonl that is being written."""
     deadline, begun = time.monotonic() + 180.0, 0.0
     while True:
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError("the system did not train; its output is above")
-        time.sleep(1.0)
-        rows = []
-        for file in folder.glob("runs/*/metrics.jsonl"):
-            rows = [json.loads(line) for line in file.read_text().splitlines()]
-        times = [row["time"] for row in rows if row["metrics"].get("learner/updates", 0) > 100]
+        if time.monotonic() > deadline:
+            raise RuntimeError("the system did not train in time")
+        time.sleep(period_seconds)
+        lines = [json.loads(line) for line in read().splitlines(keepends=True) if line[-1] == "\n"]
+        rows = [Row(line["time"], line["metrics"]) for line in lines]
+        times = [row.time for row in rows if row.metrics.get("learner/updates", 0) > 100]
         if times:
+            if not begun:
+                deadline = time.monotonic() + seconds + 60.0
             begun = times[0] + 10.0
-            deadline = max(deadline, time.monotonic() + 10.0)
         if times and times[-1] > begun + seconds:
-            return [row["metrics"] for row in rows if row["time"] > begun]
+            return [row for row in rows if begun < row.time <= begun + seconds]
 
 
 def main() -> None:

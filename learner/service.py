@@ -70,7 +70,7 @@ class LearnerService:
         host: str,
         port: int,
         run: str = "",
-        lease_seconds: float = 30.0,
+        lease_seconds: float = 25.0,
         token: str | None = None,
         context: TrainContext | None = None,
     ) -> None:

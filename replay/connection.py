@@ -28,7 +28,8 @@ UNLIMITED = 2**40
 _PROBE_SECONDS = 0.5
 _CALL_SECONDS = 2
 _NUDGE_PERIOD_SECONDS = 2.0
-UNHEALTHY_SILENCE_SECONDS = 30.0
+UNHEALTHY_SILENCE_SECONDS = 20.0
+"""With what passes until a silence is noticed, a server that stands still is reported within 30 s."""
 
 
 def load_reverb() -> Any:

@@ -52,10 +52,13 @@ class Project:
             "SETTINGS": settings,
         }
 
-    def compose(self, *arguments: str, seconds: float = QUICK_SECONDS) -> str:
-        """Call compose; a failure shows what it said."""
+    def compose(
+        self, *arguments: str, seconds: float = QUICK_SECONDS, beside: str | None = None
+    ) -> str:
+        """Call compose, with another file `beside` its own; a failure shows what it said."""
+        files = ["-f", "docker-compose.yml", "-f", beside] if beside else []
         done = subprocess.run(
-            [*self._command, *arguments],
+            [*self._command, *files, *arguments],
             cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -108,6 +111,10 @@ class Project:
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return -1
         return next((int(float(line.split()[-1])) for line in lines if line.startswith(sample)), -1)
+
+    def token(self) -> str:
+        """Return what the learner asks for."""
+        return docker("exec", self.containers("learner")[0], "cat", "/secrets/token").strip()
 
     def logs(self) -> str:
         """Return the newest lines of all services."""

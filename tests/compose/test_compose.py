@@ -7,10 +7,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import av
 import pytest
 
+from apprentice.tokens import metrics_token
 from replay.locks import free_port
 from tests.compose.client import BUILD_SECONDS, Project, docker, missing, wait_until
 
@@ -23,6 +25,9 @@ pytestmark = [
 ENDLESS = "learner.max_steps=100000000 checkpoint.period_steps=500 evaluation.period_steps=20000"
 """A run of seconds-long experiment `smoke` that somebody has to stop."""
 START_SECONDS = 240.0
+LARGEST_GIGABYTES = {"replay": 1.4, "actor": 2.4, "learner": 2.7, "evalserver": 1.4}
+"""Of an image beyond its base."""
+COMPILERS = "gcc g++ cc c++ cpp clang clang++ as ld make nvcc"
 KILL = r"""
 import glob, os
 for folder in glob.glob("/proc/[0-9]*"):
@@ -30,6 +35,15 @@ for folder in glob.glob("/proc/[0-9]*"):
         os.kill(int(folder[6:]), 9)
 """
 """Kills a service without the engine knowing, as a crash does."""
+SURROUNDINGS = r"""
+import glob
+for path in glob.glob("/proc/[0-9]*/cmdline") + glob.glob("/proc/[0-9]*/environ"):
+    try:
+        print(open(path).read().replace("\0", " "))
+    except OSError:
+        pass
+"""
+"""Shows what `ps` shows of a container's processes."""
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +81,27 @@ def test_two_actors_train_and_a_checkpoint_is_evaluated(project: Project) -> Non
     assert len(frames) > 10
     assert all(frame.shape == (120, 160, 3) and frame.std() > 5 for frame in frames)
     assert b"<video" in project.get("/")
+
+
+def test_images_are_as_small_as_they_are_said_to_be(project: Project) -> None:
+    base = os.environ.get("PYTHON_IMAGE", "python:3.11-slim-bookworm")
+    beyond = {name: size_of(f"apprentice/{name}") - size_of(base) for name in LARGEST_GIGABYTES}
+    print({name: f"{size / 1e9:.2f} GB" for name, size in beyond.items()})
+    for name, size in beyond.items():
+        assert 0 < size <= LARGEST_GIGABYTES[name] * 1e9, name
+
+
+def size_of(image: str) -> int:
+    return int(docker("image", "inspect", "--format", "{{.Size}}", image))
+
+
+def test_the_image_that_is_reached_from_outside_has_no_compiler(project: Project) -> None:
+    def compilers_in(service: str) -> list[str]:
+        search = f"for name in {COMPILERS}; do command -v $name; done; true"
+        return docker("exec", project.containers(service)[0], "sh", "-c", search).split()
+
+    assert compilers_in("evalserver") == []
+    assert "/usr/bin/g++" in compilers_in("learner")  # so the search finds what is there
 
 
 def test_services_may_do_no_more_than_they_need(project: Project) -> None:
@@ -156,6 +191,18 @@ def test_a_killed_learner_is_taken_up_again(project: Project) -> None:
     assert [found["run"] for found in project.runs()] == [run["run"]]
 
 
+def test_a_learner_in_a_new_container_is_found_under_its_name(project: Project) -> None:
+    (run,) = project.runs()
+    (before,) = project.containers("learner")
+    recreate = ("--force-recreate", "--no-deps", "--detach", "learner")
+    project.compose("up", *recreate, seconds=300)
+    (after,) = project.containers("learner")
+    assert after != before
+    steps = project.steps()
+    wait_until(lambda: project.steps() > steps + 500, START_SECONDS, "steps for the new learner")
+    wait_until(lambda: project.num_actors(run["run"]) == 2, 90, "two actors")
+
+
 def test_actors_come_and_go(project: Project) -> None:
     (run,) = project.runs()
     for number in (3, 1):
@@ -163,6 +210,68 @@ def test_actors_come_and_go(project: Project) -> None:
         wait_until(lambda n=number: project.num_actors(run["run"]) == n, 120, f"{number} actors")  # type: ignore[misc]
         before = project.steps()
         wait_until(lambda: project.steps() > before + 300, 120, "steps")  # noqa: B023 - called here
+
+
+def test_nothing_that_can_be_read_holds_the_token(project: Project) -> None:
+    services = ("actor", "replay", "learner", "evalserver")
+    secrets = (project.token(), metrics_token(project.token()))
+    looked_at = project.compose("logs", "--no-color", seconds=60)
+    for service in services:
+        for container in project.inspect(service):
+            looked_at += json.dumps(container)
+            looked_at += docker("exec", container["Id"], "python", "-c", SURROUNDINGS)
+    assert all(f"-m {service} " in looked_at for service in services)
+    assert not any(secret in looked_at for secret in secrets)
+    learner = project.containers("learner")[0]
+    search = "grep -rlF -f /secrets/token -f /secrets/metrics-token /secrets /runs /tmp /app"
+    found = docker("exec", learner, "sh", "-c", f"{search}; true").split()
+    assert sorted(found) == ["/secrets/metrics-token", "/secrets/token"]
+    assert docker("exec", learner, "stat", "-c", "%a %u", "/secrets/token").split() == [
+        "600",
+        "10001",
+    ]
+
+
+def test_an_actor_from_elsewhere_joins_by_two_addresses_and_the_token(
+    project: Project, tmp_path: Path
+) -> None:
+    ports = {name: str(free_port()) for name in ("LEARNER_PORT", "REPLAY_PORT")}
+    project.environment.update(ports)
+    up = ("up", "--detach", "--scale", "actor=0")
+    project.compose(*up, beside="deploy/remote-actors.yml", seconds=300)
+    (run,) = project.runs()
+    wait_until(lambda: project.num_actors(run["run"]) == 0, START_SECONDS, "our actors to leave")
+    before = project.steps()
+    # The command of docs/containers.md, on the network of this machine: none of the project's.
+    flags = ("--init", "--read-only", "--tmpfs", "/tmp:exec", "--cap-drop", "ALL")  # noqa: S108
+    command = ("run", "--network", "host", *flags, "--security-opt", "no-new-privileges")
+    addresses = (
+        f"--learner=127.0.0.1:{ports['LEARNER_PORT']}",
+        f"--replay=127.0.0.1:{ports['REPLAY_PORT']}",
+    )
+    said = docker(*command, "--rm", "apprentice/actor", *addresses, check=False)
+    assert "does not let this actor in" in said
+    token = tmp_path / "token"
+    token.write_text(project.token())
+    token.chmod(0o600)
+    os.chown(token, 10001, 10001)
+    mount = ("--detach", "--volume", f"{token}:/secrets/token:ro")
+    remote = docker(
+        *command, *mount, "apprentice/actor", *addresses, "--token-file=/secrets/token"
+    ).strip()
+    try:
+        wait_until(lambda: project.num_actors(run["run"]) == 1, START_SECONDS, "the remote actor")
+        wait_until(lambda: project.steps() > before + 500, START_SECONDS, "its steps")
+    finally:
+        print(docker("logs", "--tail", "20", remote, check=False))
+        docker("rm", "--force", remote)
+    project.compose("up", "--detach", seconds=300)
+    assert all(
+        not (container["NetworkSettings"]["Ports"] or {}).get("8080/tcp")
+        for container in project.inspect("replay")
+    )
+    before = project.steps()
+    wait_until(lambda: project.steps() > before + 500, START_SECONDS, "our own actor's steps")
 
 
 def test_down_and_up_go_on_with_the_run(project: Project) -> None:

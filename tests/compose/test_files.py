@@ -111,15 +111,43 @@ def test_the_file_is_valid_for_the_compose_that_is_installed() -> None:
 
 
 def test_each_service_is_built_as_a_target_and_says_how_it_is(compose: dict[str, Any]) -> None:
-    dockerfile = (ROOT / "Dockerfile").read_text()
-    stages = re.split(r"^FROM ", dockerfile, flags=re.MULTILINE)[1:]
+    stages = re.split(r"^FROM ", dockerfile(), flags=re.MULTILINE)[1:]
     by_name = {re.match(r"\S+ AS (\S+)", stage)[1]: stage for stage in stages}  # type: ignore[index]
+    builders = {
+        settings["build"]["target"]: settings["image"]
+        for settings in compose["services"].values()
+        if "build" in settings
+    }
+    assert builders == {name: f"apprentice/{name}" for name in SERVICES}
     for name in SERVICES:
-        assert compose["services"][name]["build"]["target"] == name
+        assert compose["services"][name]["image"] == f"apprentice/{name}"
         stage = by_name[name]
         assert "HEALTHCHECK" in stage
         assert "USER 10001:10001" in stage
         assert f'ENTRYPOINT ["python", "-m", "{name}"]' in stage
+
+
+def test_no_image_is_made_twice_and_none_for_another(compose: dict[str, Any]) -> None:
+    services = compose["services"].items()
+    made = [settings["build"]["target"] for _, settings in services if "build" in settings]
+    assert sorted(made) == sorted(SERVICES)
+    # Docker's older builder makes all stages that come before a target: the evaluation server's come last.
+    stages = re.findall(r"^FROM \S+ AS (\S+)\n((?:.*\n)*?)(?=\n\n|\Z)", dockerfile(), re.MULTILINE)
+    assert [name for name, _ in stages][-2:] == ["evaluation", "evalserver"]
+    for name, text in stages[:-2]:
+        if "requirements/image" in text:
+            assert re.search(r"^ARG ONLY$", text, re.MULTILINE), name
+            assert 'RUN [ -n "${ONLY}" ] || ' in text, name
+    only = {
+        name: settings["build"]["args"].get("ONLY")
+        for name, settings in services
+        if "build" in settings
+    }
+    assert only == {"run": None, "actor": None, "learner": None, "evalserver": "evaluation"}
+
+
+def dockerfile() -> str:
+    return (ROOT / "Dockerfile").read_text()
 
 
 def test_what_is_copied_into_images_is_in_the_build_context() -> None:
@@ -128,7 +156,7 @@ def test_what_is_copied_into_images_is_in_the_build_context() -> None:
         for line in (ROOT / ".dockerignore").read_text().splitlines()
         if line.startswith("!")
     }
-    for line in (ROOT / "Dockerfile").read_text().splitlines():
+    for line in dockerfile().replace("\\\n", " ").splitlines():
         if line.startswith("COPY "):
             for source in line.split()[1:-1]:
                 assert source in kept or f"{Path(source).parent}/*{Path(source).suffix}" in kept, (

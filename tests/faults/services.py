@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,16 @@ SETTINGS = (
 class ServiceProcess:
     """One `python -m SERVICE` with its log and its port for Prometheus."""
 
-    def __init__(self, name: str, log: Path, *flags: str) -> None:
+    def __init__(
+        self, name: str, log: Path, *flags: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.name, self.log, self.metrics_port = name, log, free_port()
         command = [sys.executable, "-m", name, *flags]
         command += ["--metrics", f"127.0.0.1:{self.metrics_port}"]
         with log.open("w") as output:
-            self.process = subprocess.Popen(command, stderr=output, cwd=ROOT, env=dict(os.environ))
+            self.process = subprocess.Popen(
+                command, stderr=output, cwd=ROOT, env={**os.environ, **(environment or {})}
+            )
 
     def problem(self) -> str | None:
         """Return what the service's health check says."""
@@ -75,8 +79,15 @@ class ServiceProcess:
 class Services:
     """A run of three processes; every connection between them goes over a relay."""
 
-    def __init__(self, folder: Path) -> None:
-        self.experiment = load_experiment("smoke", None, SETTINGS)
+    def __init__(
+        self,
+        folder: Path,
+        settings: Sequence[str] = (),
+        environments: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
+        """Start them, each in the environment that is named after it."""
+        around = environments or {}
+        self.experiment = load_experiment("smoke", None, (*SETTINGS, *settings))
         self.run = RunFolder.create(folder / "runs", self.experiment)
         replay_port, learner_port = free_port(), free_port()
         self.learner_to_replay = Relay(replay_port)
@@ -89,6 +100,7 @@ class Services:
             folder / "replay.log",
             *experiment,
             *("--port", str(replay_port), "--checkpoints", str(folder / "replay")),
+            environment=around.get("replay"),
         )
         self.learner = ServiceProcess(
             "learner",
@@ -96,12 +108,14 @@ class Services:
             *experiment,
             *("--run-directory", str(self.run.path), "--port", str(learner_port)),
             *("--replay", self.learner_to_replay.address),
+            environment=around.get("learner"),
         )
         self.actor = ServiceProcess(
             "actor",
             folder / "actor.log",
             *("--learner", self.actor_to_learner.address),
             *("--replay", self.actor_to_replay.address),
+            environment=around.get("actor"),
         )
         self.all = {one.name: one for one in (self.replay, self.learner, self.actor)}
         self.client = LearnerClient(f"127.0.0.1:{learner_port}", 5.0)

@@ -59,7 +59,7 @@ class System:
 
     @property
     def run(self) -> Path:
-        (found,) = (self.folder / "runs").iterdir()
+        (found,) = (path for path in (self.folder / "runs").iterdir() if path.is_dir())
         return found
 
     def said(self) -> str:
@@ -91,10 +91,19 @@ class System:
             assert time.monotonic() < deadline, f"waited for {what}:\n{self.said()}"
             time.sleep(0.1)
 
-    def evaluate(self, query: str) -> bytes:
+    def url(self) -> str:
+        """Return where the page is, with a slash at its end."""
         found = re.search(r"http://127\.0\.0\.1:\d+/", self.said())
         assert found is not None
-        url = f"{found[0]}evaluate?checkpoint=latest&{query}"
+        return found[0]
+
+    def stop(self) -> None:
+        """Ask for an end as Ctrl-C does."""
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(60.0) == 0, self.said()
+
+    def evaluate(self, query: str) -> bytes:
+        url = f"{self.url()}evaluate?checkpoint=latest&{query}"
         with urllib.request.urlopen(url, timeout=60.0) as answer:  # noqa: S310
             content: bytes = answer.read()
         return content
@@ -159,8 +168,7 @@ def test_a_run_survives_the_loss_of_each_service_and_shows_its_policy(
     status = system.status()
     assert status["replay_ratio"] == pytest.approx(0.25, rel=0.1)
     everything = system.descendants()
-    system.process.send_signal(signal.SIGINT)
-    assert system.process.wait(60.0) == 0, system.said()
+    system.stop()
     assert psutil.wait_procs(everything, timeout=1.0)[1] == []
 
 
