@@ -13,6 +13,7 @@ from cli.evaluate import find_checkpoint
 from cli.failure import CommandFailed
 
 if TYPE_CHECKING:
+    from apprentice.config_family import FamilySettings
     from apprentice.demonstrations.family import FamilyDemonstrations
     from apprentice.demonstrations.format import DemonstrationSet
 
@@ -38,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     record.add_argument(
         "--stochastic", action="store_true", help="draw actions instead of taking the likeliest"
+    )
+    record.add_argument(
+        "--split",
+        metavar="NAME",
+        help="division of the family's tasks to record, where it is not the one that the expert learned on",
     )
     _with_output(record, "FILE.hdf5, or a folder for a family")
     for name, line in (
@@ -126,6 +132,7 @@ def _record(arguments: argparse.Namespace) -> None:
             arguments.out,
             first_seed=first_seed,
             deterministic=not arguments.stochastic,
+            settings=_other_division(arguments.split, checkpoint),
         )
         _show_family(arguments.out, family)
         return
@@ -138,6 +145,23 @@ def _record(arguments: argparse.Namespace) -> None:
     )
     _write(arguments.out, demonstrations)
     _show(arguments.out, demonstrations)
+
+
+def _other_division(split: str | None, checkpoint: Path) -> FamilySettings | None:
+    """Return the settings of another division than the one that a family's expert learned on."""
+    if split is None:
+        return None
+    from apprentice.checkpoint import experiment_of
+    from apprentice.checkpoint_reading import verify_checkpoint
+    from apprentice.environments.families import FamilyError, load_family
+
+    experiment = experiment_of(verify_checkpoint(checkpoint))
+    settings = experiment.environment.family.model_copy(update={"split": split})
+    try:
+        load_family(experiment.task).check_split(settings)
+    except FamilyError as error:
+        raise CommandFailed(f"--split: {error}", exit_codes.CONFIGURATION) from None
+    return settings
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

@@ -26,7 +26,9 @@ Watch = Callable[[Launch], "Outcome"]
 def prepare(experiment: Experiment, runs: Path, replay_checkpoints: Path, watch: Watch) -> None:
     """Make the demonstrations that an experiment names and nobody has made; `watch` runs an expert to its end.
 
-    An expert that has been trained already is used, and one that was interrupted is gone on with.
+    The expert learns on the division of its own file, and is recorded in the learner's: it need not be blind to the
+    learner's test tasks, where it must act well to be shown. One that has been trained already is used, and one that
+    was interrupted is gone on with.
     """
     settings = experiment.imitation.demonstrations
     if experiment.imitation.method == "none" or settings.expert is None or settings.file is None:
@@ -34,7 +36,7 @@ def prepare(experiment: Experiment, runs: Path, replay_checkpoints: Path, watch:
     out = Path(settings.file)
     if out.exists():
         return
-    expert = expert_experiment(experiment)
+    expert = read_experiment(settings.expert)
     folder = _newest_run(expert, runs)
     status = None if folder is None else folder.read_status()
     if status is None or status.state != "finished":
@@ -54,17 +56,6 @@ def prepare(experiment: Experiment, runs: Path, replay_checkpoints: Path, watch:
             )
     assert folder is not None
     _record(experiment, folder, out)
-
-
-def expert_experiment(experiment: Experiment) -> Experiment:
-    """Return the expert's experiment, on the learner's own tasks: the same division of a family."""
-    from apprentice.config import Experiment
-
-    name = experiment.imitation.demonstrations.expert
-    assert name is not None
-    expert = read_experiment(name)
-    environment = expert.environment.model_copy(update={"family": experiment.environment.family})
-    return Experiment.model_validate({**expert.model_dump(), "environment": environment})
 
 
 def _newest_run(expert: Experiment, runs: Path) -> RunFolder | None:
@@ -97,7 +88,14 @@ def _record(experiment: Experiment, folder: RunFolder, out: Path) -> None:
             raise CheckpointError(f"{folder.path}: expected a checkpoint, found none")
         out.parent.mkdir(parents=True, exist_ok=True)
         if experiment.is_family:
-            record_family(found[0], num, num, out, deadline_seconds=RECORDING_SECONDS)
+            record_family(
+                found[0],
+                num,
+                num,
+                out,
+                deadline_seconds=RECORDING_SECONDS,
+                settings=experiment.environment.family,
+            )
         else:
             recorded = record_demonstrations(found[0], num, deadline_seconds=RECORDING_SECONDS)
             write_demonstrations(out, recorded)

@@ -12,7 +12,7 @@ import numpy as np
 from apprentice.checkpoint import experiment_of, load_policy
 from apprentice.checkpoint_format import MANIFEST, Manifest
 from apprentice.config import EnvironmentSettings, Experiment
-from apprentice.config_family import SPLITS
+from apprentice.config_family import SPLITS, FamilySettings
 from apprentice.demonstrations.digest import digest_of
 from apprentice.demonstrations.family import FamilyDemonstrations, read_family, write_family
 from apprentice.demonstrations.format import (
@@ -69,11 +69,13 @@ def record_family(
     first_seed: int = FIRST_SEED,
     deterministic: bool = True,
     deadline_seconds: float = 3600.0,
+    settings: FamilySettings | None = None,
 ) -> FamilyDemonstrations:
     """Let a family's expert act in every task of every division; return what was written to `folder`.
 
-    Of each task the first `num_context` episodes are to be shown, the next `num_query` to be imitated. Raises
-    CheckpointError, EvaluationError and DemonstrationError.
+    The division is that of `settings`, or the one that the expert learned on. Of each task the first `num_context`
+    episodes are to be shown, the next `num_query` to be imitated. Raises CheckpointError, EvaluationError and
+    DemonstrationError.
     """
     policy, manifest = load_policy(checkpoint)
     experiment = experiment_of(manifest)
@@ -83,7 +85,9 @@ def record_family(
         )
     if folder.exists():
         raise DemonstrationError(f"{folder}: expected a path that is free, found something there")
-    settings = experiment.environment.family
+    settings = settings or experiment.environment.family
+    environment = experiment.environment.model_copy(update={"family": settings})
+    experiment = experiment.model_copy(update={"environment": environment})
     split = task_split(experiment.task, settings)
     recording = _Recording(
         policy, checkpoint, manifest, experiment, first_seed, deterministic, deadline_seconds

@@ -13,7 +13,7 @@ from apprentice.run_status import RunStatus
 from apprentice.runs import RunFolder
 from cli.failure import CommandFailed
 from cli.launch import Launch
-from cli.preparing import expert_experiment, prepare
+from cli.preparing import prepare
 from cli.supervisor import Outcome
 
 
@@ -78,11 +78,24 @@ def ready(experiment: Experiment, folder: Path, trainer: Trainer) -> None:
     prepare(experiment, folder / "runs", folder / "replay", watch=trainer.watch)
 
 
-def test_the_expert_is_trained_on_the_learners_own_tasks(tmp_path: Path) -> None:
-    expert = expert_experiment(learner(tmp_path / "demos"))
-    assert expert.name == "reacher_goal-expert"
-    assert expert.environment.family.split == "arcs"
-    assert expert.imitation.method == "none"
+def test_the_expert_learns_on_its_own_division_and_is_recorded_in_the_learners(
+    tmp_path: Path, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready(learner(tmp_path / "demos"), tmp_path, trainer)
+    (launch,) = trainer.launches
+    assert launch.experiment.name == "reacher_goal-expert"
+    assert launch.experiment.environment.family.split == "standard"
+    monkeypatch.undo()
+    recorded: list[object] = []
+    monkeypatch.setattr(
+        "apprentice.demonstrations.recording.record_family",
+        lambda *_, **settings: recorded.append(settings["settings"].split),
+    )
+    monkeypatch.setattr(
+        "apprentice.checkpoint.newest_checkpoint", lambda *_, **__: (tmp_path, None)
+    )
+    cli.preparing._record(learner(tmp_path / "more"), launch.folder, tmp_path / "more")
+    assert recorded == ["arcs"]
 
 
 def test_an_expert_is_trained_once_and_recorded_once(tmp_path: Path, trainer: Trainer) -> None:
