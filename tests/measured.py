@@ -240,6 +240,7 @@ def _evaluation_server() -> tuple[frozenset[str], frozenset[str]]:
         request = {
             "paths": [str(Catalogue(root).resolve(run.path.name).path)],
             "task": None,
+            "context": None,
             "seed": 0,
             "episodes": 1,
             "deterministic": True,

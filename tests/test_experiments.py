@@ -196,7 +196,7 @@ actor:
         'learner.target_return: expected a number or null, found "high"',
         "learner.device: expected one of 'auto', 'cpu', 'cuda', found \"cdua\"; "
         "did you mean 'cuda'?",
-        "reads.policy[0]: expected one of 'state', 'pixels', 'task_parameters', found \"pixel\"; "
+        "reads.policy[0]: expected one of 'state', 'pixels', 'task_parameters', 'latent', found \"pixel\"; "
         "did you mean 'pixels'?",
         "actor: expected a section of settings, found null",
     }

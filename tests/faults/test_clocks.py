@@ -36,6 +36,10 @@ WALL_CLOCK = {
 FILE_TIMES = {"st_mtime", "st_mtime_ns", "st_ctime", "st_ctime_ns", "st_birthtime"}
 SHOWN_ONLY = {
     ("apprentice/checkpoint.py", "datetime.now"): "`created` in the manifest",
+    (
+        "apprentice/demonstrations/context.py",
+        "st_mtime_ns",
+    ): "whether a folder is the one that was read",
     ("apprentice/event_file.py", "time.time"): "TensorBoard's time axis",
     ("apprentice/metrics.py", "time.time"): "`time` of a line of metrics.jsonl",
     ("apprentice/runs.py", "datetime.now"): "a run's name, and `updated` in status.json",
