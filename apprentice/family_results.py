@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,7 +10,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from apprentice.results import ResultsError, bootstrap_interval
+from apprentice.results import bootstrap_interval, read_rows, write_rows
 
 COLOURS: Final = ("#2f6f9f", "#c0504d", "#5b8c3e", "#8064a2", "#d08a2e", "#3aa3a0", "#7f7f7f")
 
@@ -71,30 +69,13 @@ def metric_text(metrics: Mapping[str, float]) -> str:
 
 def read_family_results(path: Path) -> tuple[FamilyRow, ...]:
     """Return a file's rows; none where there is no file yet. Raises ResultsError."""
-    if not path.exists():
-        return ()
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ResultsError(
-                f"{path}: expected the columns {', '.join(COLUMNS)}; found {reader.fieldnames}"
-            )
-        try:
-            return tuple(_row(entry) for entry in reader)
-        except ValueError as error:
-            raise ResultsError(f"{path}: line {reader.line_num}: {error}") from None
+    return read_rows(path, COLUMNS, _row)
 
 
 def write_family_results(path: Path, rows: Sequence[FamilyRow]) -> None:
     """Write rows in the order of their keys."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in sorted(rows, key=lambda row: row.key):
-        writer.writerow([_shown(value) for value in row])
-    stage = path.with_name(f".{path.name}.stage")
-    stage.write_text(text.getvalue(), encoding="utf-8")
-    stage.replace(path)
+    ordered: list[FamilyRow] = sorted(rows, key=lambda row: row.key)
+    write_rows(path, COLUMNS, ordered)
 
 
 def summarise_families(rows: Sequence[FamilyRow]) -> dict[Setting, FamilySummary]:
@@ -245,12 +226,6 @@ def _row(entry: Mapping[str, str]) -> FamilyRow:
     )
     row.metrics  # noqa: B018 - raises ValueError where the column holds something else
     return row
-
-
-def _shown(value: object) -> object:
-    if value is None:
-        return ""
-    return round(value, 4) if isinstance(value, float) else value
 
 
 def _two(value: float | None) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 
+Row = TypeVar("Row")
 NUM_RESAMPLES: Final = 5000
 COVERAGE: Final = 0.95
 
@@ -71,26 +72,42 @@ class ResultsError(Exception):
 
 def read_results(path: Path) -> tuple[LearningRow, ...]:
     """Return a file's rows; none where there is no file yet. Raises ResultsError."""
-    if not path.exists():
-        return ()
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != _COLUMNS:
-            raise ResultsError(
-                f"{path}: expected the columns {', '.join(_COLUMNS)}; found {reader.fieldnames}"
-            )
-        try:
-            return tuple(_row(entry) for entry in reader)
-        except ValueError as error:
-            raise ResultsError(f"{path}: line {reader.line_num}: {error}") from None
+    return read_rows(path, _COLUMNS, _row)
 
 
 def write_results(path: Path, rows: Sequence[LearningRow]) -> None:
     """Write rows in the order of task, method, demonstrations, rows and seed."""
+    ordered: list[LearningRow] = sorted(rows, key=lambda row: row.key)
+    write_rows(path, _COLUMNS, ordered)
+
+
+def read_rows(
+    path: Path, columns: Sequence[str], parse: Callable[[Mapping[str, str]], Row]
+) -> tuple[Row, ...]:
+    """Return what `parse` makes of each line of a CSV of these columns; none where there is no file.
+
+    Raises ResultsError, also where `parse` raises ValueError.
+    """
+    if not path.exists():
+        return ()
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != tuple(columns):
+            raise ResultsError(
+                f"{path}: expected the columns {', '.join(columns)}; found {reader.fieldnames}"
+            )
+        try:
+            return tuple(parse(entry) for entry in reader)
+        except ValueError as error:
+            raise ResultsError(f"{path}: line {reader.line_num}: {error}") from None
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV that appears whole; None is an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for row in sorted(rows, key=lambda row: row.key):
+    writer.writerow(columns)
+    for row in rows:
         writer.writerow(["" if value is None else _shown(value) for value in row])
     stage = path.with_name(f".{path.name}.stage")
     stage.write_text(text.getvalue(), encoding="utf-8")
