@@ -6,7 +6,6 @@ segments carry, evaluations report and requests name.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -169,13 +168,6 @@ class TrainContext(NamedTuple):
         if not fits or found.steps.dim() != 2 or int(found.bounds[-1]) != len(found.steps):
             raise DemonstrationError("context: its parts do not fit together")
         return found
-
-    def digest(self) -> str:
-        """Return SHA-256 over all fields, as hex digits."""
-        result = hashlib.sha256()
-        for value in self:
-            result.update(value.contiguous().numpy().tobytes())
-        return result.hexdigest()
 
     def demonstration(self, place: int) -> np.ndarray:
         """Return the steps [L, 2 O + A] of the demonstration at a place of `number`."""

@@ -115,11 +115,6 @@ class ContextEncoder(nn.Module):
         log_std = (self.log_std_layer(hidden) + LOG_STD_SHIFT).clamp(*LOG_STD_BOUNDS)
         return Belief(mean, log_std.exp())
 
-    def follow_statistics(self, statistics: torch.Tensor) -> None:
-        """Move the running statistics of batch norm towards those of a batch [2, N, H]."""
-        self.running_mean.lerp_(statistics[0], MOMENTUM)
-        self.running_variance.lerp_(statistics[1], MOMENTUM)
-
     def _inputs(self, steps: torch.Tensor) -> torch.Tensor:
         size, actions = self.state_size, self.action_size
         state, action, after = steps.split([size, actions, size], dim=-1)

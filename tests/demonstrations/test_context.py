@@ -90,8 +90,6 @@ def test_what_travels_comes_back_the_same(library: ContextLibrary) -> None:
     found = TrainContext.from_tensors(sent.tensors())
     for place, number in enumerate(sent.number.tolist()):
         np.testing.assert_array_equal(found.demonstration(place), library[number].steps)
-    assert found.digest() == sent.digest()
-    assert sent.digest() != train_context(library, TRAIN[::-1], None).digest()
 
 
 def test_fewer_may_be_used_and_more_are_refused(library: ContextLibrary) -> None:
