@@ -173,7 +173,8 @@ class _Serving:
         from apprentice.demonstrations.format import DemonstrationError
 
         membership = self._membership
-        if not membership.experiment.infers_task:
+        # A learner whose run is over has nothing to show, and lets this actor go at once.
+        if not membership.experiment.infers_task or not membership.context_sha256:
             return None
         settings = membership.experiment.context
         try:

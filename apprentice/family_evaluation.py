@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +16,7 @@ from apprentice.config_family import SplitName
 from apprentice.demonstrations.context import ContextChoice, ContextLibrary, context_of
 from apprentice.demonstrations.family import INDEX
 from apprentice.environments.families import find_family_task, load_family, task_split
-from apprentice.evaluation import Evaluation, evaluate
+from apprentice.evaluation import Evaluation, EvaluationTimeout, evaluate
 from apprentice.family_record import (
     FamilyEvaluation,
     Point,
@@ -56,9 +58,10 @@ def evaluate_family(
 ) -> FamilyEvaluation:
     """Measure a checkpoint on every task of a division.
 
-    A policy that infers its task is shown each number of `sizes` that every task has. Raises CheckpointError,
-    EvaluationError and DemonstrationError.
+    A policy that infers its task is shown each number of `sizes` that every task has; what has been measured by the
+    deadline is returned, if it is anything. Raises CheckpointError, EvaluationError and DemonstrationError.
     """
+    deadline = time.monotonic() + deadline_seconds
     policy, manifest = load_policy(checkpoint, seed=FIRST_SEED)
     experiment = experiment_of(manifest)
     library = _library(checkpoint)
@@ -73,7 +76,13 @@ def evaluate_family(
         choices = [ContextChoice(library, size) for size in sizes if size <= most]
     results: list[TaskResult] = []
     for choice in choices:
-        found = _evaluated(policy, experiment, tasks, episodes, choice, deadline_seconds)
+        left = deadline - time.monotonic()
+        try:
+            found = _evaluated(policy, experiment, tasks, episodes, choice, left)
+        except EvaluationTimeout:
+            if not results:
+                raise
+            break
         results += _by_task(found, experiment, 0 if choice is None else choice.size, library)
     latent: Metrics = {}
     points: list[Point] = []
@@ -81,8 +90,10 @@ def evaluate_family(
         found_points = latent_points(policy, library)
         latent = latent_metrics(found_points, _parameters(experiment, found_points))
         swapped = ContextChoice(library, 1, of_another_task=True)
-        measured = _evaluated(policy, experiment, tasks, 4, swapped, deadline_seconds)
-        latent["swapped_return"] = measured.return_mean
+        with suppress(EvaluationTimeout):
+            left = deadline - time.monotonic()
+            measured = _evaluated(policy, experiment, tasks, 4, swapped, left)
+            latent["swapped_return"] = measured.return_mean
         points = _placed(found_points)
     return FamilyEvaluation(
         steps=manifest.steps,
@@ -95,23 +106,34 @@ def evaluate_family(
 
 
 def periodic_latent_metrics(
-    checkpoint: Path, policy: Policy, experiment: Experiment, tasks: Sequence[str], seed: int
+    checkpoint: Path,
+    policy: Policy,
+    experiment: Experiment,
+    tasks: Sequence[str],
+    seed: int,
+    deadline_seconds: float = 600.0,
 ) -> Metrics:
-    """Return what is logged of a policy that infers its task beside its returns, on validation tasks."""
+    """Return what is logged of a policy that infers its task beside its returns, on validation tasks.
+
+    The return with other demonstrations is left out where the deadline does not allow it.
+    """
     library = context_of(checkpoint)
     points = latent_points(policy, library)
     metrics = latent_metrics(points, _parameters(experiment, points))
     metrics.pop("probe_test", None)
     choice = ContextChoice(library, experiment.context.fewest, of_another_task=True)
-    swapped = evaluate(
-        policy,
-        tasks,
-        [seed],
-        observation=experiment.acting_keys,
-        settings=experiment.environment,
-        context=choice,
-    )
-    return {**metrics, "swapped_return": swapped.return_mean}
+    with suppress(EvaluationTimeout):
+        swapped = evaluate(
+            policy,
+            tasks,
+            [seed],
+            observation=experiment.acting_keys,
+            settings=experiment.environment,
+            deadline_seconds=deadline_seconds,
+            context=choice,
+        )
+        metrics["swapped_return"] = swapped.return_mean
+    return metrics
 
 
 def method_label(experiment: Experiment) -> str:

@@ -53,6 +53,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
     for path in arguments.runs:
         measured = _measure(path, arguments.again)
+        for row in measured:
+            before = rows.get(row.key)
+            if before is not None and before.command != row.command:
+                raise CommandFailed(
+                    f"{path}: expected a run that `{before.command}` makes, which {arguments.csv} has as "
+                    f"{row.method}, seed {row.seed}; found one of `{row.command}`: keep it in a file of its own",
+                    exit_codes.CONFIGURATION,
+                )
         rows |= {row.key: row for row in measured}
         write_family_results(arguments.csv, list(rows.values()))
         mean = sum(row.environment_return for row in measured) / len(measured)

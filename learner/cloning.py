@@ -166,6 +166,8 @@ class Cloning:
         self._sums += self._update(
             self._sac.state.policy, batch, noise, self._sac.rate_factor, context, shown
         )
+        if shown is not None and self._conditioning is not None:
+            self._conditioning.updated()
         self._num_summed += 1
         slow, tau = self._sac.state.slow_policy, self._average_tau
         if slow is not None and tau is not None:

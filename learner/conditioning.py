@@ -82,23 +82,29 @@ class Conditioning:
 
     def draw(self, tasks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Draw demonstrations of each of `tasks` [N]: places [N, C], NONE_SHOWN where fewer are shown."""
-        settings, num = self._settings, len(tasks)
-        scores = torch.rand(
-            (num, self._places.shape[1]), generator=generator, device=self._device
-        ).masked_fill(self._beyond(tasks), 2.0)
-        chosen = self._places[tasks[:, None], scores.argsort(1)[:, : settings.most]]
+        return self._some_of(self._shuffled(tasks, generator)[:, : self._settings.most], generator)
+
+    def _shuffled(self, tasks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return the places of all demonstrations of each of `tasks` in random order; those of no meaning come last."""
+        shape = (len(tasks), self._places.shape[1])
+        scores = torch.rand(shape, generator=generator, device=self._device)
+        order = scores.masked_fill(self._beyond(tasks), 2.0).argsort(1)
+        return self._places[tasks].gather(1, order)
+
+    def _some_of(self, places: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return `places` [N, C] with as many of them left out as a draw of sizes says."""
+        settings = self._settings
         if settings.fewest == settings.most:
-            return chosen
+            return places
         sizes = torch.randint(
             settings.fewest,
             settings.most + 1,
-            (num, 1),
+            (len(places), 1),
             generator=generator,
             device=self._device,
         )
-        return torch.where(
-            torch.arange(settings.most, device=self._device) < sizes, chosen, NONE_SHOWN
-        )
+        columns = torch.arange(settings.most, device=self._device)
+        return torch.where(columns < sizes, places, NONE_SHOWN)
 
     def _beyond(self, tasks: torch.Tensor) -> torch.Tensor:
         columns = torch.arange(self._places.shape[1], device=self._device)
@@ -108,10 +114,12 @@ class Conditioning:
         """Draw what one update of the encoder is shown of all tasks; rows [B] are of `tasks_of_rows`."""
         settings = self._settings
         tasks = torch.arange(self.num_tasks, device=self._device)
-        places = self.draw(tasks, generator)
+        order = self._shuffled(tasks, generator)
         other = None
-        if settings.information_coefficient > 0.0:
-            other = self._shown(self.draw(tasks, generator), generator)
+        if settings.information_coefficient > 0.0:  # what is shown and this share no demonstration
+            others = self._some_of(order[:, settings.most : 2 * settings.most], generator)
+            other = self._shown(others, generator)
+        places = self._some_of(order[:, : settings.most], generator)
         shape = (self.num_tasks, settings.latent_size)
         noise = torch.randn(shape, generator=generator, device=self._device)
         first, last = settings.kl_ramp
@@ -129,10 +137,9 @@ class Conditioning:
         shown = self.batch(tasks_of_rows, generator)
         num, most = len(tasks_of_rows), self._settings.most
         tasks = torch.arange(self.num_tasks, device=self._device)
-        scores = torch.rand(self._places.shape, generator=generator, device=self._device)
-        order = scores.masked_fill(self._beyond(tasks), 2.0).argsort(1)
-        places = self._places.gather(1, order)
-        shown = shown._replace(shown=self._shown(places[:, :most], generator))
+        places = self._shuffled(tasks, generator)
+        drawn = self._some_of(places[:, :most], generator)
+        shown = shown._replace(shown=self._shown(drawn, generator))
         others = (self._counts - most).clamp_min(0)
         first = torch.where(others > 0, most, 0)
         choice = torch.rand(num, generator=generator, device=self._device)

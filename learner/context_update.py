@@ -83,10 +83,11 @@ class ContextParts(NamedTuple):
         """Move the encoder by its gradient [P]; return the gradient's norm before clipping."""
         gradient, norm = clip_by_norm(gradient, self.settings.max_gradient_norm)
         adam = AdamSettings(learning_rate, self.settings.adam_betas)
-        adam_step(state.adam, gradient, adam, rate_factor, accept & torch.isfinite(norm))
+        accept = accept & torch.isfinite(norm)
+        adam_step(state.adam, gradient, adam, rate_factor, accept)
         if self.settings.batch_norm:
-            state.running_mean.lerp_(statistics[0], MOMENTUM)
-            state.running_variance.lerp_(statistics[1], MOMENTUM)
+            for running, found in zip(state[1:], statistics, strict=True):
+                running.lerp_(torch.where(accept, found, running), MOMENTUM)
         return norm
 
 

@@ -62,8 +62,11 @@ class Demonstrated(NamedTuple):
 
 
 def tasks_of_rows(size: int, num_tasks: int, device: torch.device) -> torch.Tensor:
-    """Return the task of each row [size] of a family's batch, in which rows come task by task."""
-    return torch.arange(size, device=device) * num_tasks // size
+    """Return the task of each row [size] of a family's batch, in which rows come task by task.
+
+    Task i begins at floor(i * size / num_tasks), as in the batches that TaskRings draws.
+    """
+    return ((torch.arange(size, device=device) + 1) * num_tasks - 1) // size
 
 
 def rows_of_tasks(
@@ -216,6 +219,18 @@ def _shown(experiment: Experiment, family: FamilyDemonstrations) -> TrainContext
             f"context.most: expected at most {fewest}, as many as every train task has to be shown, found "
             f"{experiment.context.most}"
         )
+    settings = experiment.context
+    if settings.information_coefficient and fewest < 2 * settings.most:
+        raise DemonstrationError(
+            f"context.information_coefficient: expected twice context.most ({settings.most}) demonstrations of every "
+            f"train task, of which two sets without one in common are shown; found {fewest}"
+        )
+    for task_id in library.tasks("validation"):
+        if len(library.of_task(task_id)) < settings.fewest:
+            raise DemonstrationError(
+                f"context.fewest: expected at most {len(library.of_task(task_id))}, as many as the validation task "
+                f"{task_id} has to be shown, found {settings.fewest}"
+            )
     return context
 
 

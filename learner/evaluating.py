@@ -196,7 +196,8 @@ def evaluate_checkpoint(request: dict[str, Any]) -> dict[str, Any]:
     metrics = evaluation.metrics_mean
     if experiment.infers_task:
         checkpoint = Path(request["checkpoint"])
-        metrics |= periodic_latent_metrics(checkpoint, policy, experiment, tasks, first_seed)
+        left = float(request["deadline_seconds"]) - evaluation.seconds
+        metrics |= periodic_latent_metrics(checkpoint, policy, experiment, tasks, first_seed, left)
     result = {
         "steps": steps,
         "returns": [episode.environment_return for episode in evaluation.episodes],

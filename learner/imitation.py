@@ -119,7 +119,8 @@ class Imitation:
         batch = self._made_absorbing(batch, share)
         num_expert = round(self._settings.demonstration_share * len(batch.discount))
         if num_expert:
-            batch = _replaced(batch, self._told(self._expert_batch(num_expert), self._generator))
+            expert = self._told(self._expert_batch(num_expert), self._generator)
+            batch = _replaced(batch, expert)
         return batch, self._reward(batch, num_expert)
 
     def prepare(self, experience: Experience) -> None:
@@ -349,8 +350,13 @@ def _placed(batch: Transition, other: Transition, places: torch.Tensor) -> Trans
 
 
 def _replaced(batch: Transition, expert: Transition) -> Transition:
-    """Return the batch with its last rows replaced by the expert's."""
-    return _joined(_rows(batch, slice(0, len(batch.discount) - len(expert.discount))), expert)
+    """Return the batch with some of its rows, from all over it, replaced by the expert's, which come last.
+
+    Rows of a family come task by task: the last ones would be those of the last tasks.
+    """
+    size, num_kept = len(batch.discount), len(batch.discount) - len(expert.discount)
+    kept = torch.arange(num_kept, device=batch.discount.device) * size // max(1, num_kept)
+    return _joined(_rows(batch, kept), expert)
 
 
 def _rows(batch: Transition, chosen: torch.Tensor | slice) -> Transition:

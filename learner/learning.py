@@ -81,6 +81,11 @@ class Learning:
                 raise ValueError(
                     f"imitation.method {experiment.imitation.method!r} needs demonstrations"
                 )
+            rows = experiment.imitation.discriminator.batch_size or experiment.sac.batch_size
+            if len(specs) > min(rows, experiment.sac.batch_size):
+                raise ValueError(
+                    f"sac.batch_size: expected a row or more of each of the {len(specs)} train tasks, found {rows}"
+                )
             if not self._normalised and demonstrated.states is not None:
                 self._fit_normaliser(demonstrated.states.to(device))
             if demonstrated.context is not None:

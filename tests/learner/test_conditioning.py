@@ -14,7 +14,7 @@ from apprentice.environments import experiment_specs
 from apprentice.types import Ending, EnvironmentSpec, Segment, Transition
 from learner.conditioning import Conditioning, told_latent
 from learner.context_update import information_bound
-from learner.demonstrated import Demonstrated
+from learner.demonstrated import Demonstrated, tasks_of_rows
 from learner.imitation import Imitation
 from learner.learning import Learning
 
@@ -352,6 +352,32 @@ def test_stop_restore_and_go_on_equals_going_on(encoder: str, method: str) -> No
     for group, tensors in one.state_tensors().items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, other.state_tensors()[group][name]), name
+
+
+@pytest.mark.parametrize(("size", "num_tasks"), [(256, 17), (48, 16), (100, 7), (5, 5)])
+def test_rows_are_told_the_task_that_the_rings_drew_them_from(size: int, num_tasks: int) -> None:
+    """TaskRings gives task i the rows from floor(i size / K) on."""
+    drawn = [
+        task
+        for task in range(num_tasks)
+        for _ in range((task + 1) * size // num_tasks - task * size // num_tasks)
+    ]
+    assert tasks_of_rows(size, num_tasks, CPU).tolist() == drawn
+
+
+def test_a_batch_without_a_row_of_every_task_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="sac.batch_size: expected a row or more of each of the 16"
+    ):
+        filled(imitation={"discriminator": {"batch_size": 15}})
+
+
+def test_demonstrations_in_sacs_batch_leave_rows_of_every_task() -> None:
+    one = filled(imitation={"demonstration_share": 0.5})
+    batch = parts(one)[0].conditioned(one._sample(), torch.Generator().manual_seed(0))
+    mixed, _ = parts(one)[1].relabel(one.experience, batch)
+    own = mixed.observation["state"][:24, 0]
+    assert sorted(set(own.tolist())) == [float(task) for task in range(TASKS)]
 
 
 def test_what_is_published_is_what_was_learned() -> None:
