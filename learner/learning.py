@@ -6,7 +6,7 @@ Given the same stream of segments it computes the same parameters, bit for bit, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -99,16 +99,21 @@ class Learning:
                     experiment, specs[0], device, demonstrated, self.sac, self.conditioning
                 )
 
-    def pretrain(self) -> None:
-        """Give the context encoder its start, where one is asked for; for a run that begins."""
-        if self.conditioning is not None and self.experiment.context.pretrain_updates:
-            pretrain(
-                self.experiment,
-                self.specs[0],
-                self.conditioning,
-                self.sac.normaliser,
-                self.device,
-            )
+    def pretrain(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Give the context encoder its start, where one is asked for; for a run that begins.
+
+        Return False where a stop was asked for before it was done: the run has then not begun.
+        """
+        if self.conditioning is None or not self.experiment.context.pretrain_updates:
+            return True
+        return pretrain(
+            self.experiment,
+            self.specs[0],
+            self.conditioning,
+            self.sac.normaliser,
+            self.device,
+            should_stop,
+        )
 
     @property
     def warm(self) -> bool:

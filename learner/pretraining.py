@@ -7,6 +7,7 @@ away afterwards, says what the expert did in other demonstrations of the task. O
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import structlog
 import torch
@@ -31,8 +32,12 @@ def pretrain(
     conditioning: Conditioning,
     normaliser: tuple[torch.Tensor, torch.Tensor],
     device: torch.device,
-) -> None:
-    """Make `context.pretrain_updates` updates of the encoder; nothing else of the learner changes."""
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Make `context.pretrain_updates` updates of the encoder; nothing else of the learner changes.
+
+    Return False where a stop was asked for before the last one: the encoder is then not fit to be used.
+    """
     settings = experiment.context
     generator = torch.Generator(device).manual_seed(experiment.seed + 5)
     with torch.random.fork_rng(devices=[]):
@@ -62,6 +67,8 @@ def pretrain(
     nothing, factor = torch.zeros(0, device=device), torch.ones((), device=device)
     started, sums, num_summed = time.monotonic(), torch.zeros(0), 0
     for number in range(settings.pretrain_updates):
+        if should_stop():
+            return False
         shown, rows = conditioning.batch_of_context(tasks, generator)
         values = update(state, rows, nothing, factor, conditioning.state, shown)
         if number % 500 == 0:
@@ -76,3 +83,4 @@ def pretrain(
         action_error=round(error, 4),
         seconds=round(time.monotonic() - started, 1),
     )
+    return True

@@ -126,8 +126,8 @@ def _run(
     context = None if demonstrated is None else demonstrated.context
     if demonstrated is not None and demonstrated.family is not None:
         keep_context(folder.context, demonstrated.family)
-    if resumed is None:
-        learning.pretrain()
+    if resumed is None and not learning.pretrain(should_stop):
+        return 0
     service = LearnerService(
         experiment,
         specs,

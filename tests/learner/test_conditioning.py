@@ -317,6 +317,14 @@ def test_pretraining_moves_the_encoder_and_nothing_else() -> None:
     assert float(parts(one)[0].state.adam.num_steps) == 0.0
 
 
+def test_pretraining_heeds_a_stop_and_says_that_it_is_not_done() -> None:
+    one = filled({"pretrain_updates": 30})
+    asked = iter([False, False, True])
+    assert not one.pretrain(lambda: next(asked))
+    assert float(parts(one)[0].state.adam.num_steps) == 2.0
+    assert one.pretrain()
+
+
 def test_pretraining_learns_to_tell_tasks() -> None:
     one = filled({"pretrain_updates": 300, "learned": False, "pretrain_learning_rate": 3e-3})
     one.pretrain()
