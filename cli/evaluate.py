@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     path = find_checkpoint(arguments.checkpoint, arguments.runs)
     from apprentice.checkpoint import CheckpointError, experiment_of, load_policy
-    from apprentice.evaluation import evaluate
+    from apprentice.evaluation import EvaluationError, evaluate
 
     try:
         policy, manifest = load_policy(path, seed=arguments.seed)
@@ -75,18 +75,21 @@ def run(arguments: argparse.Namespace) -> int:
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
     tasks = _tasks(arguments.task, experiment)
     context = _context(arguments.context, path, experiment, tasks)
-    evaluation = evaluate(
-        policy,
-        tasks,
-        seeds,
-        observation=experiment.acting_keys,
-        settings=experiment.environment,
-        deterministic=not arguments.stochastic,
-        max_steps=arguments.max_steps,
-        keep_trajectories=0 if arguments.format == "json" else arguments.episodes * len(tasks),
-        deadline_seconds=arguments.deadline,
-        context=context,
-    )
+    try:
+        evaluation = evaluate(
+            policy,
+            tasks,
+            seeds,
+            observation=experiment.acting_keys,
+            settings=experiment.environment,
+            deterministic=not arguments.stochastic,
+            max_steps=arguments.max_steps,
+            keep_trajectories=0 if arguments.format == "json" else arguments.episodes * len(tasks),
+            deadline_seconds=arguments.deadline,
+            context=context,
+        )
+    except EvaluationError as error:
+        raise CommandFailed(f"{path}: {error}") from None
     _make_folder(arguments.out)
     written = _write_pictures(arguments, experiment, evaluation)
     report = {
