@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+# One test is one thread: `make test` runs as many as there are processors. Threads of torch that wait for one another
+# spin, and beside any other load they turn seconds into minutes. Read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from hypothesis import settings
 
 # Examples differ from run to run on a developer's machine, and never in continuous integration.

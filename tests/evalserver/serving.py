@@ -95,9 +95,10 @@ class Server:
         raise AssertionError(self.log.read_text())
 
 
-def make_run(root: Path, name: str, task: str, steps: int = 100) -> str:
+def make_run(root: Path, name: str, task: str, steps: int = 100, action_repeat: int = 1) -> str:
     """Make a run with one untrained checkpoint; return its id."""
-    experiment = Experiment(name=name, task=task)
+    environment = EnvironmentSettings(action_repeat=action_repeat)
+    experiment = Experiment(name=name, task=task, environment=environment)
     folder = RunFolder.create(root, experiment)
     spec = environment_spec(task, ("state",), experiment.environment)
     torch.manual_seed(0)
