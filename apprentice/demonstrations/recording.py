@@ -23,11 +23,12 @@ from apprentice.demonstrations.format import (
 )
 from apprentice.environments import environment_spec, rebuild_environment
 from apprentice.environments.families import task_split
-from apprentice.evaluation import evaluate
+from apprentice.evaluation import Episode, evaluate
 from apprentice.networks import Policy, UniformPolicy
-from apprentice.types import EnvironmentSpec
+from apprentice.types import EnvironmentSpec, Trajectory
 
 RANDOM_EPISODES = 40
+"""At most, and never more than of the expert."""
 FIRST_SEED = 1_000_000
 """Of recorded episodes: evaluations count from 0, so that none starts where a demonstration did."""
 
@@ -140,24 +141,14 @@ class _Recording:
             keep_trajectories=tried if len(tasks) == 1 else num * len(tasks),
             deadline_seconds=self._left(),
         )
-        randoms = self._random_returns(tasks)
+        own = {task: [e for e in evaluation.episodes if e.task == task] for task in tasks}
+        kept = {task: _kept(own[task][:tried], num_episodes, minimum_return) for task in tasks}
+        randoms = self._random_returns(tasks, min(RANDOM_EPISODES, num))
         recorded = {}
         for task in tasks:
-            own = [episode for episode in evaluation.episodes if episode.task == task]
-            kept = [
-                episode.trajectory
-                for episode in own[:tried]
-                if episode.trajectory is not None
-                and (minimum_return is None or episode.environment_return >= minimum_return)
-            ][:num_episodes]
-            if len(kept) < num_episodes:
-                raise DemonstrationError(
-                    f"episodes: expected {num_episodes} with a return of {minimum_return} or more, found {len(kept)} "
-                    f"among {tried}"
-                )
-            mean = float(np.mean([episode.environment_return for episode in own]))
+            mean = float(np.mean([episode.environment_return for episode in own[task]]))
             metadata = self._metadata(task, mean, num, randoms[task])
-            recorded[task] = DemonstrationSet(metadata, tuple(kept))
+            recorded[task] = DemonstrationSet(metadata, kept[task])
         return recorded
 
     def _metadata(
@@ -181,14 +172,14 @@ class _Recording:
             mujoco=importlib.metadata.version("mujoco"),
         )
 
-    def _random_returns(self, tasks: Sequence[str]) -> dict[str, float]:
+    def _random_returns(self, tasks: Sequence[str], num_episodes: int) -> dict[str, float]:
         """Return the mean return of uniformly random actions in each task."""
         experiment = self._experiment
         spec = environment_spec(tasks[0], experiment.acting_keys, experiment.environment)
         found = evaluate(
             UniformPolicy(spec, seed=self._first_seed),
             tasks,
-            range(self._first_seed, self._first_seed + RANDOM_EPISODES),
+            range(self._first_seed, self._first_seed + num_episodes),
             observation=("state",),
             settings=experiment.environment,
             deadline_seconds=self._left(),
@@ -200,6 +191,24 @@ class _Recording:
 
     def _left(self) -> float:
         return self._deadline - time.monotonic()
+
+
+def _kept(
+    episodes: Sequence[Episode], num_episodes: int, minimum_return: float | None
+) -> tuple[Trajectory, ...]:
+    """Return as many as are wanted of those that are good enough."""
+    kept = [
+        episode.trajectory
+        for episode in episodes
+        if episode.trajectory is not None
+        and (minimum_return is None or episode.environment_return >= minimum_return)
+    ][:num_episodes]
+    if len(kept) < num_episodes:
+        raise DemonstrationError(
+            f"episodes: expected {num_episodes} with a return of {minimum_return} or more, found {len(kept)} "
+            f"among {len(episodes)}"
+        )
+    return tuple(kept)
 
 
 def render_demonstrations(

@@ -48,7 +48,7 @@ def one_of_each_domain_first(tasks: Iterable[str]) -> Iterator[Any]:
 
 
 @needs_graphics
-@pytest.mark.parametrize("task", one_of_each_domain_first([*suite_tasks(), *FAMILY_TASKS]))
+@pytest.mark.parametrize("task", [*one_of_each_domain_first([*suite_tasks(), *FAMILY_TASKS])])
 def test_frames_drawn_afterwards_are_those_drawn_live(task: str, tmp_path: Path) -> None:
     spec = environment_spec(task, ("state", "pixels"), SMALL)
     evaluation = evaluate(

@@ -84,13 +84,13 @@ def name_a_family(case: Case, run: str) -> None:
 def test_whatever_is_asked_for_the_server_does_not_fail(schema: BaseSchema, path: str) -> None:
     modes = BOTH if OPERATIONS[path]["get"].get("parameters") else BOTH[:1]
     for mode in modes:
-        ask(schema, path, mode, None, 30)
+        ask(schema, path, mode, None, 15)
 
 
 @needs_graphics
 @pytest.mark.parametrize("path", ["/evaluate", "/episodes"])
 @pytest.mark.parametrize("mode", BOTH, ids=["allowed", "forbidden"])
-@pytest.mark.parametrize("examples", [30, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [15, pytest.param(300, marks=pytest.mark.slow)])
 def test_whatever_is_asked_of_what_there_is_the_server_does_not_fail(
     schema: BaseSchema, run: Path, path: str, mode: GenerationMode, examples: int
 ) -> None:
