@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from apprentice.checkpoint import prune_checkpoints, read_best, record_best, write_checkpoint
+from apprentice.checkpoint import prune_checkpoints, write_checkpoint
 from apprentice.config import Experiment
 from apprentice.metrics import MetricsWriter
 from apprentice.profiling import Profile
@@ -16,7 +16,7 @@ from apprentice.runs import RunFolder, RunState, RunStatus
 from apprentice.types import EnvironmentSpec, Metrics, Segment
 from apprentice.watchdog import Watchdog
 from learner.demonstrated import ExpertRecord
-from learner.evaluating import Evaluator
+from learner.evaluations import Evaluations
 from learner.learning import Learning
 from learner.reporting import (
     PolicyLag,
@@ -35,7 +35,6 @@ log = structlog.get_logger()
 
 TICK_SECONDS = 0.05
 POLL_SECONDS = 0.1
-EVALUATION_FIRST_SEED = 1_000_000
 UNHEALTHY_FAILURES = 3
 
 
@@ -60,7 +59,6 @@ class Runner:
         expert: ExpertRecord | None = None,
     ) -> None:
         self._experiment = experiment
-        self._expert = expert
         self._spec = spec
         self._folder = folder
         self._learning = learning
@@ -69,7 +67,7 @@ class Runner:
         self._metrics = metrics
         self._profile = profile
         self._should_stop = should_stop
-        self._evaluator = Evaluator(folder.evaluations, experiment.evaluation.timeout_seconds)
+        self._evaluations = Evaluations(experiment, folder, metrics, expert)
         self._saver = CheckpointSaver()
         self._watchdog = Watchdog("learner", experiment.learner.stall_seconds)
         self._lag, self._returns = PolicyLag(), TrainingReturns()
@@ -77,8 +75,6 @@ class Runner:
         self._alarm = ValueAlarm(experiment)
         self._policy_version = 0
         self._published_updates = -1
-        self._evaluation_returns: list[float] = []
-        self._best: tuple[float, str] | None = None
         self._rollbacks = 0
         self._state: RunState = "starting"
         self._paused = False
@@ -89,17 +85,13 @@ class Runner:
         self._last_metrics: dict[str, float] = {}
         self._saved_steps = learning.counters.steps
         self._saved_time = time.monotonic()
-        self._evaluated_steps = 0
-        self._evaluated: str | None = None  # the checkpoint being evaluated, not to be removed
         self._prepared = False
 
     def restore(self, resumed: Resumed) -> None:
         """Take over what a checkpoint says of the loop, and fill the rings from replay."""
         self._policy_version = resumed.policy_version
-        self._evaluation_returns = list(resumed.evaluation_returns)
+        self._evaluations.restore(resumed.evaluation_returns, resumed.manifest.steps)
         self._rollbacks = resumed.rollbacks
-        best = read_best(self._folder.checkpoints)
-        self._best = (best.score, best.name) if best else None
         self._message = "recovering replay"
         self._report("waiting")
         segments = list(self._reader.recover(set()))
@@ -108,7 +100,6 @@ class Runner:
         newest = max((segment.policy_version for segment in segments), default=0)
         self._policy_version = max(self._policy_version, newest)
         self._saved_steps = self._learning.counters.steps
-        self._evaluated_steps = resumed.manifest.steps
         self._rates = Rates(self._learning.counters)
         self._message = f"{missing} segments missing after the restart" if missing else ""
         if self._learning.warm and self._learning.num_missing:
@@ -143,7 +134,7 @@ class Runner:
             return self._run()
         finally:
             self._watchdog.stop()
-            self._evaluator.close()
+            self._evaluations.close()
 
     def _run(self) -> RunState:
         learning, settings = self._learning, self._experiment.learner
@@ -164,7 +155,7 @@ class Runner:
             spent = learning.counters.steps >= settings.max_steps
             if spent and (owed == 0 or free_running):
                 return self._end("finished")
-            if reached_twice(self._evaluation_returns, settings.target_return):
+            if reached_twice(self._evaluations.returns, settings.target_return):
                 return self._end("finished")
             if owed > 0:
                 self._prepare()
@@ -209,7 +200,7 @@ class Runner:
             self._publish()
         self._profile.lap("service")
         self._check_saver()
-        self._check_evaluator()
+        self._check_evaluations()
         self._start_saving(now)
         if now >= self._next_metrics:
             self._next_metrics = now + self._experiment.learner.metrics_period_seconds
@@ -243,8 +234,8 @@ class Runner:
         if result is None:
             return
         self._note_saved(result)
-        if result.path is not None and not self._evaluator.busy and self._evaluation_due():
-            self._evaluate(result.path, result.steps)
+        if result.path is not None and self._evaluation_due():
+            self._evaluations.start(result.path, result.steps)
 
     def _note_saved(self, result: SaveResult) -> None:
         """Training goes on without checkpoints, as on a full disk, but not unnoticed."""
@@ -257,46 +248,13 @@ class Runner:
         self._last_metrics["checkpoint/failures_in_a_row"] = float(failures)
 
     def _evaluation_due(self) -> bool:
-        period = self._experiment.evaluation.period_steps
-        steps = self._learning.counters.steps
-        return self._learning.warm and steps // period > self._evaluated_steps // period
+        learning, evaluations = self._learning, self._evaluations
+        return learning.warm and not evaluations.busy and evaluations.due(learning.counters.steps)
 
-    def _evaluate(self, checkpoint: Path, steps: int) -> None:
-        episodes = self._experiment.evaluation.episodes
-        self._evaluated_steps = steps
-        self._evaluated = checkpoint.name
-        first_seed = EVALUATION_FIRST_SEED + len(self._evaluation_returns) * episodes
-        self._evaluator.submit(checkpoint, steps, episodes, first_seed)
-
-    def _check_evaluator(self) -> None:
-        if self._saver.busy:
-            return  # Its thread is the one that may write and remove checkpoints now.
-        result = self._evaluator.poll()
-        if result is None:
-            return
-        self._evaluated = None
-        if result.error is not None:
-            log.warning("an evaluation was skipped", steps=result.steps, reason=result.error)
-            self._message = f"evaluation at {result.steps} skipped: {result.error}"
-            return
-        mean = sum(result.returns) / len(result.returns)
-        self._evaluation_returns.append(mean)
-        if self._best is None or mean > self._best[0]:
-            self._best = (mean, result.checkpoint)
-            record_best(self._folder.checkpoints, result.checkpoint, mean)
-        log.info("evaluated", steps=result.steps, mean=round(mean, 1), episodes=len(result.returns))
-        values = {
-            "evaluation/return_mean": mean,
-            "evaluation/return_min": min(result.returns),
-            "evaluation/return_max": max(result.returns),
-            "evaluation/seconds": result.seconds,
-            **{f"evaluation/{name}": value for name, value in result.metrics.items()},
-        }
-        normalised = None if self._expert is None else self._expert.normalised(mean)
-        if normalised is not None:
-            values["evaluation/normalised_return"] = normalised
-        self._metrics.write(result.steps, self._learning.counters.updates, values)
-        prune_checkpoints(self._folder.checkpoints, self._experiment.checkpoint.keep)
+    def _check_evaluations(self) -> None:
+        if not self._saver.busy:  # Its thread is the one that may write and remove checkpoints now.
+            updates = self._learning.counters.updates
+            self._message = self._evaluations.poll(updates) or self._message
 
     def _start_saving(self, now: float) -> None:
         if self._saver.busy:
@@ -306,7 +264,7 @@ class Runner:
             self._checkpoint_asked
             or steps // settings.period_steps > self._saved_steps // settings.period_steps
             or (now - self._saved_time > settings.period_seconds and steps > self._saved_steps)
-            or (self._evaluation_due() and not self._evaluator.busy and steps > self._saved_steps)
+            or (self._evaluation_due() and steps > self._saved_steps)
         )
         if due:
             self._save(final=False)
@@ -317,11 +275,10 @@ class Runner:
         counters, version = learning.counters, self._policy_version
         state = checkpoint_state(
             learning,
-            evaluation_returns=list(self._evaluation_returns),
+            evaluation_returns=list(self._evaluations.returns),
             rollbacks=self._rollbacks,
         )
-        best = self._best[1] if self._best else None
-        protected = {name for name in (best, self._evaluated) if name is not None}
+        protected = self._evaluations.protected
         folder, experiment, spec = self._folder, self._experiment, self._spec
 
         def save() -> Path:
@@ -401,8 +358,8 @@ class Runner:
             environment_frames=counters.steps * self._experiment.environment.action_repeat,
             updates=counters.updates,
             policy_version=self._policy_version,
-            evaluation_returns=tuple(self._evaluation_returns),
-            best_return=self._best[0] if self._best else None,
+            evaluation_returns=tuple(self._evaluations.returns),
+            best_return=self._evaluations.best_return,
             training_return=values.get("actor/episode_return"),
             replay_ratio=values.get("replay/ratio"),
             steps_per_second=values.get("actor/steps_per_second"),
@@ -437,7 +394,11 @@ class Runner:
             self._report("failed")
             raise OSError(f"the last checkpoint could not be saved: {result.error}")
         if state == "finished":
-            self._final_evaluation(result.path)
+            counters = self._learning.counters
+            skipped = self._evaluations.finish(
+                result.path, counters.steps, counters.updates, self._goes_on
+            )
+            self._message = skipped or self._message
         self._write_metrics()
         self._report(state)
         # A learner that only its host stops comes back, and finds its actors waiting.
@@ -445,35 +406,7 @@ class Runner:
             self._service.finish()
         return state
 
-    def _final_evaluation(self, checkpoint: Path) -> None:
-        """Evaluate the last checkpoint, after an evaluation that may still be under way."""
-        deadline = time.monotonic() + 2 * self._experiment.evaluation.timeout_seconds
-        steps = self._learning.counters.steps
-        self._await_evaluation(deadline)
-        if not self._evaluator.busy and steps > self._evaluated_steps:
-            self._evaluate(checkpoint, steps)
-            self._await_evaluation(deadline)
-        if self._experiment.is_family and not self._evaluator.busy:
-            self._measure_unseen_tasks(checkpoint, steps)
-
-    def _measure_unseen_tasks(self, checkpoint: Path, steps: int) -> None:
-        """Have the final policy measured on the meta-test tasks: nothing is chosen by that."""
-        seconds = self._experiment.evaluation.timeout_seconds
-        deadline = time.monotonic() + seconds + 30.0
-        self._evaluator.submit_family(checkpoint, steps)
-        while time.monotonic() < deadline and not self._should_stop():
-            self._watchdog.beat()
-            result = self._evaluator.poll()
-            if result is not None:
-                if result.error is not None:
-                    log.warning("unseen tasks were not measured", reason=result.error)
-                else:
-                    log.info("measured on unseen tasks", tasks=len(result.returns))
-                return
-            time.sleep(TICK_SECONDS)
-
-    def _await_evaluation(self, deadline: float) -> None:
-        while self._evaluator.busy and time.monotonic() < deadline and not self._should_stop():
-            self._watchdog.beat()
-            time.sleep(TICK_SECONDS)
-            self._check_evaluator()
+    def _goes_on(self) -> bool:
+        """Say that the learner is not stuck, and return whether nobody asked it to stop."""
+        self._watchdog.beat()
+        return not self._should_stop()

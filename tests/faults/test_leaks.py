@@ -145,6 +145,7 @@ def test_a_thousand_evaluations_leave_nothing_behind(
             {
                 "paths": [paths[number % len(paths)]],
                 "task": None,
+                "context": None,
                 "seed": number,
                 "episodes": 1,
                 "deterministic": True,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import learner.evaluations
 import learner.running
 from apprentice.checkpoint import newest_checkpoint, read_best
 from apprentice.checkpoint_retention import list_checkpoints
@@ -128,7 +129,8 @@ class FakeEvaluator:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learner.running, "TICK_SECONDS", 0.0)
     monkeypatch.setattr(learner.running, "POLL_SECONDS", 0.001)
-    monkeypatch.setattr(learner.running, "Evaluator", FakeEvaluator)
+    monkeypatch.setattr(learner.evaluations, "Evaluator", FakeEvaluator)
+    monkeypatch.setattr(learner.evaluations, "POLL_SECONDS", 0.0)
 
 
 def make(max_steps: int = 80, **settings: Any) -> Experiment:
@@ -257,7 +259,7 @@ def test_evaluations_choose_the_best_and_two_in_a_row_end_the_run(
     best = read_best(run.folder.checkpoints)
     assert best is not None
     assert best.score == max(status.evaluation_returns)
-    seeds = run.runner._evaluator.seeds  # type: ignore[attr-defined]
+    seeds = run.runner._evaluations._evaluator.seeds  # type: ignore[attr-defined]
     assert all(later - earlier == 2 for earlier, later in zip(seeds, seeds[1:], strict=False))
 
 
