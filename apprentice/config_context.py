@@ -56,9 +56,10 @@ class ContextSettings(Settings):
     learned: bool = True
     """Train the encoder with the discriminator (or the cloned policy); false leaves it as pretraining left it."""
     kl_coefficient: float = Field(0.0, ge=0)
-    """Weight of KL(q(z | context), N(0, I)) at the ramp's end; where it comes near the cross-entropy it drowns z."""
+    """Weight of KL(q(z | context), N(0, I)) at the ramp's end; where it comes near the cross-entropy (in pretraining:
+    the squared error of actions) it drowns z."""
     kl_ramp: tuple[int, int] = (0, 1)
-    """Updates between which that weight rises linearly from 0."""
+    """Updates between which that weight rises linearly from 0; pretraining and what follows count their own."""
     information_coefficient: float = Field(0.0, ge=0)
     """Weight of a lower bound on the mutual information of `latent` and task (InfoNCE over the batch's tasks)."""
     relabel: Literal["stored", "fresh"] = "stored"

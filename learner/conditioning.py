@@ -166,10 +166,10 @@ class Conditioning:
         self._num_updates = 0
         self.refresh()
 
-    def updated(self) -> None:
+    def updated(self, refreshes: bool = True) -> None:
         """Note an update of the encoder: from time to time all demonstrations are encoded anew."""
         self._num_updates += 1
-        if self._num_updates % self._settings.refresh_period == 0:
+        if refreshes and self._num_updates % self._settings.refresh_period == 0:
             self.refresh()
 
     def refresh(self) -> None:

@@ -33,7 +33,10 @@ class PolicySubscription:
         incarnation: int,
         token: str | None = None,
     ) -> None:
-        self._address, self._options, self._token = address, list(options), token
+        # A connection of its own, which channels to one address share by default: on a slow line a policy
+        # under way would hold up the heartbeats behind it for longer than they wait.
+        own = ("grpc.use_local_subchannel_pool", 1)
+        self._address, self._options, self._token = address, [*options, own], token
         self._slot, self._incarnation = slot, incarnation
         self._lock = threading.Lock()
         self._newest: PolicyUpdate | None = None

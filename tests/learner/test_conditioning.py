@@ -335,6 +335,15 @@ def test_pretraining_learns_to_tell_tasks() -> None:
     assert float((task[nearest] - task).abs().float().mean()) < 1.5
 
 
+def test_the_divergence_weighs_in_pretraining_too() -> None:
+    def noise(**context: Any) -> float:
+        one = filled({"pretrain_updates": 100, "pretrain_learning_rate": 3e-3, **context})
+        one.pretrain()
+        return float(parts(one)[0].belief(torch.arange(SHOWN * TASKS)[:, None]).std.mean())
+
+    assert noise(kl_coefficient=1.0) > 1.5 * noise()
+
+
 def test_rows_of_pretraining_are_of_demonstrations_that_are_not_shown() -> None:
     conditioning, _ = parts(filled({"steps": None}))
     slots = torch.arange(64) // 4

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import grpc
+import psutil
 import pytest
 import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -203,6 +204,18 @@ def test_subscribers_get_the_newest_policy_and_every_later_one(
     assert found[0].policy_version == 3
     assert subscription.latest() is None
     assert subscription.age_seconds < 5.0
+    subscription.close()
+
+
+def test_policies_come_by_a_connection_of_their_own_and_hold_up_no_heartbeat(
+    running: Running, client: LearnerClient
+) -> None:
+    running.service.publish(1, POLICY)
+    client.status()
+    subscription = client.subscribe()
+    wait_until(lambda: subscription.latest() is not None)
+    connections = psutil.Process().net_connections("tcp")
+    assert sum(c.status == "ESTABLISHED" and c.raddr.port == running.port for c in connections) == 2
     subscription.close()
 
 
