@@ -18,6 +18,7 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+import learner.evaluations
 import learner.running
 from apprentice.config import EnvironmentSettings, Experiment
 from apprentice.environments import make_environment, shown_task
@@ -116,7 +117,7 @@ def _learner_of(experiment: Experiment) -> tuple[frozenset[str], frozenset[str]]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(learner.running, "TICK_SECONDS", 0.0)
         patch.setattr(learner.running, "POLL_SECONDS", 0.001)
-        patch.setattr(learner.running, "Evaluator", _Evaluator)
+        patch.setattr(learner.evaluations, "Evaluator", _Evaluator)
         names: frozenset[str] = frozenset()
         for _ in range(2):  # the second one goes on with the run of the first
             run = test_running.Run(

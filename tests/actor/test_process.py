@@ -26,7 +26,7 @@ from tests.replay.serving import ROOT, ServerProcess
 from tests.test_exporter import scrape
 
 START_SECONDS = 90.0  # torch, TensorFlow and dm_control are imported, on a machine that may be busy
-LEAVE_SECONDS = 5.0
+LEAVE_SECONDS = 10.0
 EXPERIMENT = Experiment.model_validate(
     {
         "name": "process",

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,9 @@ from typing import Any
 import av
 import psutil
 import pytest
+
+from apprentice.tokens import read_token
+from tests.integration.token_kept import answer, look_at_what_is_left, look_at_what_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ("replay", "learner", "actor", "evalserver")
@@ -103,9 +105,10 @@ class System:
         assert self.process.wait(60.0) == 0, self.said()
 
     def evaluate(self, query: str) -> bytes:
+        token = read_token(self.folder / "runs" / ".token")
         url = f"{self.url()}evaluate?checkpoint=latest&{query}"
-        with urllib.request.urlopen(url, timeout=60.0) as answer:  # noqa: S310
-            content: bytes = answer.read()
+        status, content = answer(url, Authorization=f"Bearer {token}")
+        assert status == 200, content
         return content
 
 
@@ -125,10 +128,11 @@ def start(tmp_path: Path) -> Iterator[Callable[..., System]]:
 
 
 @pytest.mark.timeout(400)
-def test_a_run_survives_the_loss_of_each_service_and_shows_its_policy(
+def test_a_run_survives_the_loss_of_each_service_shows_its_policy_and_keeps_its_token(
     start: Callable[..., System],
 ) -> None:
     system = start(
+        "services.host=0.0.0.0",  # so that everybody asks for the token
         "learner.max_steps=200000",
         "replay.updates_per_step=0.25",
         "replay.capacity=100000",
@@ -159,8 +163,8 @@ def test_a_run_survives_the_loss_of_each_service_and_shows_its_policy(
         lambda: _log(system, "evalserver").count("the evaluation worker is ready") == 2,
         "the second server",
     )
-    answer = json.loads(system.evaluate("format=json&episodes=2"))
-    assert len(answer["episodes"]) == 2
+    found = json.loads(system.evaluate("format=json&episodes=2"))
+    assert len(found["episodes"]) == 2
     with av.open(io.BytesIO(system.evaluate("format=mp4&width=64&height=64"))) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert frames[0].shape == (64, 64, 3)
@@ -168,8 +172,13 @@ def test_a_run_survives_the_loss_of_each_service_and_shows_its_policy(
     status = system.status()
     assert status["replay_ratio"] == pytest.approx(0.25, rel=0.1)
     everything = system.descendants()
+    itself = psutil.Process(system.process.pid)
+    look_at_what_runs(
+        system.folder / "runs", system.url(), [itself, *everything], 1 + len(SERVICES)
+    )
     system.stop()
     assert psutil.wait_procs(everything, timeout=1.0)[1] == []
+    look_at_what_is_left(system.folder, system.run / "logs", len(SERVICES))
 
 
 @pytest.mark.timeout(200)
