@@ -167,7 +167,10 @@ class Conditioning:
         self.refresh()
 
     def updated(self, refreshes: bool = True) -> None:
-        """Note an update of the encoder: from time to time all demonstrations are encoded anew."""
+        """Note an update of the encoder: from time to time all demonstrations are encoded anew.
+
+        Pretraining, which reads no row of replay, has no use for that (`refreshes`).
+        """
         self._num_updates += 1
         if refreshes and self._num_updates % self._settings.refresh_period == 0:
             self.refresh()

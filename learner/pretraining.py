@@ -71,7 +71,7 @@ def pretrain(
             return False
         shown, rows = conditioning.batch_of_context(tasks, generator)
         values = update(state, rows, nothing, factor, conditioning.state, shown)
-        conditioning.updated(refreshes=False)  # begin_anew encodes all demonstrations
+        conditioning.updated(refreshes=False)  # `begin_anew` does, once
         if number % 500 == 0:
             sums, num_summed = torch.zeros_like(values), 0
         sums += values
