@@ -230,6 +230,8 @@ class LearnerSettings(Settings):
 
     max_steps: int = Field(100_000, ge=1)
     """Agent steps after which the run has finished."""
+    learning_rate_schedule: Literal["constant", "linear"] = "constant"
+    """`linear` lets the step sizes of all networks fall in a straight line, to 0 at `max_steps`."""
     target_return: float | None = None
     """Finish when two evaluations in a row reach this mean return."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -188,6 +188,7 @@ class Learning:
 
     def update(self) -> None:
         """Draw a batch from the task's ring and make one update: discriminator, relabel, SAC."""
+        self.sac.scale_rate(self._schedule())
         if self.cloning is not None:
             self._clone()
             return
@@ -206,6 +207,13 @@ class Learning:
         self.counters = self.counters._replace(
             updates=self.counters.updates + 1, credit_updates=self.counters.credit_updates + 1
         )
+
+    def _schedule(self) -> float:
+        """Return the factor on every step size that the run's progress asks for."""
+        learner = self.experiment.learner
+        if learner.learning_rate_schedule == "constant":
+            return 1.0
+        return max(0.0, 1.0 - self.counters.steps / learner.max_steps)
 
     def _clone(self) -> None:
         """Behaviour cloning takes no steps in an environment: its updates are its steps."""
@@ -235,7 +243,7 @@ class Learning:
         """After an earlier state was loaded: keep the counters, halve the step size, draw anew."""
         self.counters = counters
         self.sac.num_updates = counters.updates
-        self.sac.rate_factor.fill_(0.5**times)
+        self.sac.rollback_factor.fill_(0.5**times)
         self.sac.reseed(self.experiment.seed + 1000 * times)
         self._generator.manual_seed(self.experiment.seed + 1000 * times + 1)
         if self.imitation is not None:

@@ -63,7 +63,8 @@ class SAC:
             *self._trust_region(),
         )
         self.num_updates = 0
-        self.rate_factor = torch.ones((), device=device)
+        self.rate_factor = torch.ones((), device=device)  # of every step size, in the next update
+        self.rollback_factor = torch.ones((), device=device)
         self._generator = torch.Generator(device).manual_seed(seed)
         self._sums = torch.zeros(len(METRICS), device=device)
         self._num_summed = self._num_policy_summed = 0
@@ -284,8 +285,12 @@ class SAC:
         for owner, module in (("critic", self.critic), ("policy", self.policy)):
             for name, tensor in module.named_buffers():
                 views[f"networks/{owner}.{name}"] = tensor
-        views["random/rate_factor"] = self.rate_factor
+        views["random/rate_factor"] = self.rollback_factor
         return views
+
+    def scale_rate(self, factor: float) -> None:
+        """Make the step sizes of the next updates `factor` times what rollbacks have left of them."""
+        torch.mul(self.rollback_factor, factor, out=self.rate_factor)
 
     def reseed(self, seed: int) -> None:
         """Start another random stream, as after a return to an earlier checkpoint."""

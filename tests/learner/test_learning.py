@@ -204,4 +204,26 @@ def test_after_a_rollback_the_step_size_is_halved_and_counters_stay() -> None:
     learning.load_state(learning.state_tensors(), counters._replace(updates=1), normalised=True)
     learning.rolled_back(counters, times=2)
     assert learning.counters == counters
+    drive(learning, 4, 5)
     assert learning.sac.rate_factor.item() == 0.25
+
+
+def test_a_linear_schedule_ends_at_step_size_0_and_keeps_what_rollbacks_took() -> None:
+    base = make_experiment()
+    learner = {"learning_rate_schedule": "linear", "max_steps": 10 * LENGTH}
+    experiment = base.model_copy(update={"learner": base.learner.model_copy(update=learner)})
+    learning = Learning(experiment, [SPEC], CPU)
+    drive(learning, 0, 5)
+    assert learning.sac.rate_factor.item() == pytest.approx(0.5)
+    learning.rolled_back(learning.counters, times=1)
+    restored = Learning(experiment, [SPEC], CPU)
+    restored.load_state(learning.state_tensors(), learning.counters, normalised=True)
+    drive(restored, 5, 8)
+    assert restored.sac.rate_factor.item() == pytest.approx(0.5 * 0.2)
+    drive(restored, 8, 9)
+    before = restored.sac.policy_tensors()
+    restored.receive(make_segment(9))
+    restored.update()
+    assert restored.counters.steps == 10 * LENGTH
+    for name, tensor in restored.sac.policy_tensors().items():
+        assert torch.equal(tensor, before[name]), name

@@ -273,7 +273,7 @@ def test_non_finite_losses_go_back_three_times_and_then_end_the_run_with_a_repor
     run = Run(tmp_path, experiment, [*good, *[poison], *segments(9, 400)])
     with pytest.raises(Diverged, match="after 3 returns to a checkpoint"):
         run.runner.run()
-    assert run.learning.sac.rate_factor.item() == 0.125
+    assert run.learning.sac.rollback_factor.item() == 0.125
     assert run.learning.counters.steps > 64  # counters do not go back
     for _, tensors in run.service.published:
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
