@@ -8,6 +8,7 @@ import os
 # spin, and beside any other load they turn seconds into minutes. Read when torch is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import settings
 
 # Examples differ from run to run on a developer's machine, and never in continuous integration.
@@ -15,3 +16,8 @@ from hypothesis import settings
 settings.register_profile("apprentice", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "apprentice")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with whole systems, the longest tests, so that none of them is left running alone at the end."""
+    items.sort(key=lambda item: "integration" not in item.path.parts)
