@@ -123,31 +123,24 @@ def test_twenty_fast_updates_equal_the_plain_ones_to_one_part_in_ten_thousand() 
 
 
 @pytest.mark.timeout(300)
-def test_compiled_updates_equal_the_plain_ones_to_one_part_in_ten_thousand() -> None:
-    sac = SAC(make_experiment(learner={"compile": "on"}), make_spec(), CPU, seed=3)
+def test_compiled_updates_equal_the_plain_ones_whatever_was_compiled_before() -> None:
+    changed: dict[str, Any] = {"sac": {"tau": 0.5, "gamma": 0.5}}
+    other, sac = (
+        SAC(make_experiment(learner={"compile": "on"}, **more), make_spec(), CPU, seed=3)
+        for more in (changed, {})
+    )
+    run_fast(other, 3)
     plain = run_plain(sac, 20)
     run_fast(sac, 20)
     assert_equal_parameters(sac, plain, tolerance=1e-4)
-
-
-@pytest.mark.timeout(300)
-def test_compiled_updates_of_one_process_do_not_share_their_settings() -> None:
-    changed: dict[str, Any] = {"sac": {"tau": 0.5, "gamma": 0.5}}
-    compiled = [
-        SAC(make_experiment(learner={"compile": "on"}, **more), make_spec(), CPU, seed=3)
-        for more in ({}, changed)
-    ]
     expected = SAC(make_experiment(**changed), make_spec(), CPU, seed=3)
-    for sac in (*compiled, expected):
-        run_fast(sac, 3)
-    for name in ("target_critic", "critic"):
-        found = getattr(compiled[1].state, name)
-        plain = getattr(expected.state, name)
-        if name == "critic":
-            found, plain = found.parameters, plain.parameters
-        torch.testing.assert_close(found, plain, atol=1e-5, rtol=0)
-    difference = compiled[0].state.target_critic - compiled[1].state.target_critic
-    assert difference.abs().max() > 1e-3
+    run_fast(expected, 3)
+    torch.testing.assert_close(
+        other.state.target_critic, expected.state.target_critic, atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        other.state.critic.parameters, expected.state.critic.parameters, atol=1e-5, rtol=0
+    )
 
 
 def test_bfloat16_stays_near_float32() -> None:
