@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import json
 import subprocess
 import sys
 import tempfile
@@ -11,10 +12,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import psutil
 import pytest
+from filelock import FileLock
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -50,39 +53,50 @@ SPAN_OWNERS = {"learner": "learner", "actor": "actor", "apprentice": "actor", "r
 """Folder and the service whose profile it charges; of the others only actors profile `apprentice`."""
 START_SECONDS = 60.0
 
-Exported = Mapping[str, frozenset[str]]
-"""The names of the samples that each service's port shows."""
+
+class Measured(NamedTuple):
+    """Names, as the services themselves tell them."""
+
+    written: frozenset[str]
+    """Every key that a learner writes to `metrics.jsonl`: trained, evaluated, restarted."""
+    exported: Mapping[str, frozenset[str]]
+    """All samples at each service's `/metrics`."""
+    spans: Mapping[str, frozenset[str]]
+    """The spans of each service: those its source charges, and what the evaluation worker reports."""
 
 
-@functools.cache
-def written() -> frozenset[str]:
-    """Return every key that a learner writes to `metrics.jsonl`: trained, evaluated, restarted."""
-    return _learner()[0]
+def measured_once(file: Path) -> Measured:
+    """Return what is in `file`; the first of all processes that ask runs the services and writes it."""
+    with FileLock(file.with_suffix(".lock")):
+        if not file.exists():
+            file.write_text(json.dumps(_measure()._asdict(), default=sorted))
+    found = json.loads(file.read_text())
+    return Measured(
+        frozenset(found["written"]),
+        {service: frozenset(names) for service, names in found["exported"].items()},
+        {service: frozenset(names) for service, names in found["spans"].items()},
+    )
 
 
-@functools.cache
-def exported() -> Exported:
-    """Return the names of all samples at each service's `/metrics`."""
-    return {
-        "learner": _learner()[1],
+def _measure() -> Measured:
+    written, learners = _learner()
+    samples, reported = _evaluation_server()
+    exported = {
+        "learner": learners,
         "actor": _actor()[0],
         "replay": _replay(),
-        "evalserver": _evaluation_server()[0],
+        "evalserver": samples,
     }
-
-
-@functools.cache
-def spans() -> Mapping[str, frozenset[str]]:
-    """Return the spans of each service: those its source charges, and what the evaluation worker reports."""
-    found = {service: {"other"} for service in SPAN_OWNERS.values()}
+    spans = {service: {"other"} for service in SPAN_OWNERS.values()}
     for folder, service in SPAN_OWNERS.items():
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            found[service] |= set(_charged_in(file))
-    found["evalserver"] = set(_evaluation_server()[1])
-    return {service: frozenset(names) for service, names in found.items()}
+        for source in sorted((ROOT / folder).rglob("*.py")):
+            spans[service] |= set(_charged_in(source))
+    spans["evalserver"] = set(reported)
+    return Measured(
+        written, exported, {service: frozenset(names) for service, names in spans.items()}
+    )
 
 
-@functools.cache
 def _learner() -> tuple[frozenset[str], frozenset[str]]:
     told = [
         _learner_of(test_running.make(evaluation={"period_steps": 24}, **settings))
@@ -231,7 +245,6 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.communicate(timeout=10.0)
 
 
-@functools.cache
 def _evaluation_server() -> tuple[frozenset[str], frozenset[str]]:
     """Return the samples' names, and the spans that a worker's report has."""
     with tempfile.TemporaryDirectory() as folder:

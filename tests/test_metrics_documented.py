@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from apprentice.exporter import metric_name
-from tests import measured
+from tests.measured import Measured
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
 SERVICES = {
@@ -89,18 +89,20 @@ def compare(names: Iterable[str], rows: Iterable[Documented], prometheus: bool) 
     return unknown + unused
 
 
-def test_every_key_of_the_file_is_documented_and_none_besides() -> None:
+def test_every_key_of_the_file_is_documented_and_none_besides(measured: Measured) -> None:
     rows = [row for row in documented() if "file" in row.where]
-    assert compare(measured.written(), rows, prometheus=False) == []
+    assert compare(measured.written, rows, prometheus=False) == []
 
 
 @pytest.mark.parametrize("service", ["learner", "actor", "replay", "evalserver"])
-def test_every_name_at_a_port_is_documented_and_none_besides(service: str) -> None:
+def test_every_name_at_a_port_is_documented_and_none_besides(
+    measured: Measured, service: str
+) -> None:
     rows = [row for row in documented() if "port" in row.where and service in row.services]
-    assert compare(measured.exported()[service], rows, prometheus=True) == []
+    assert compare(measured.exported[service], rows, prometheus=True) == []
 
 
-def test_every_span_is_documented_and_none_besides() -> None:
+def test_every_span_is_documented_and_none_besides(measured: Measured) -> None:
     rows = {
         (cells[0], cells[1].strip("`"))
         for _, header, cells in tables()
@@ -108,12 +110,12 @@ def test_every_span_is_documented_and_none_besides() -> None:
     }
     found = {
         (service, name)
-        for service, names in measured.spans().items()
+        for service, names in measured.spans.items()
         for name in names
         if name != "other"
     }
     found |= {("all but evalserver", "other")}
-    assert "other" not in measured.spans()["evalserver"]
+    assert "other" not in measured.spans["evalserver"]
     assert rows == found
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from apprentice.exporter import metric_name
 from evalserver.hosts import RequireKnownHost
-from tests import measured
+from tests.measured import SPAN_OWNERS, Measured
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
@@ -118,7 +118,7 @@ def test_every_service_that_has_numbers_is_asked_under_its_name(
     assert {name: list(hosts(job)) for name, job in jobs.items()} == {
         name: [(name, port)] for name, port in listening.items()
     }
-    assert set(listening) == set(measured.SPAN_OWNERS.values()) | {"evalserver"}
+    assert set(listening) == set(SPAN_OWNERS.values()) | {"evalserver"}
     networks = set(compose["prometheus"]["networks"])
     assert all(networks & set(compose[name]["networks"]) for name in listening)
 
@@ -192,8 +192,10 @@ def test_queries_use_the_variables_that_there_are(dashboard: dict[str, Any]) -> 
     assert used == variables == VARIABLES.keys() - {"__rate_interval"}
 
 
-def test_every_metric_of_the_dashboard_is_exported(dashboard: dict[str, Any]) -> None:
-    exported = frozenset().union(*measured.exported().values()) | KNOWN_TO_PROMETHEUS
+def test_every_metric_of_the_dashboard_is_exported(
+    dashboard: dict[str, Any], measured: Measured
+) -> None:
+    exported = frozenset().union(*measured.exported.values()) | KNOWN_TO_PROMETHEUS
     asked = [*expressions(dashboard)]
     asked += [
         re.sub(r"label_values\((.*), \w+\)", r"\1", variable["definition"])
