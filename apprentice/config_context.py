@@ -53,9 +53,6 @@ class ContextSettings(Settings):
     """Updates of the encoder by behaviour cloning of the context demonstrations' actions before anything else."""
     pretrain_learning_rate: float = Field(1e-3, gt=0, le=1)
     """Adam's step size of that."""
-    latent_spread: float | None = Field(None, gt=0)
-    """Scale `latent` after pretraining so that this is its deviation over the train tasks' demonstrations (root mean
-    square over its numbers): what networks make of tasks between those they know depends on it; null leaves it."""
     learned: bool = True
     """Train the encoder with the discriminator (or the cloned policy); false leaves it as pretraining left it."""
     kl_coefficient: float = Field(0.0, ge=0)
@@ -89,11 +86,6 @@ class ContextSettings(Settings):
             raise ValueError(
                 "context.learned: expected true where context.pretrain_updates is 0, or the encoder would stay as it "
                 "was drawn; found false"
-            )
-        if self.latent_spread is not None and not self.pretrain_updates:
-            raise ValueError(
-                "context.latent_spread: expected null where context.pretrain_updates is 0, because it is pretraining "
-                f"that is scaled; found {self.latent_spread}"
             )
         if self.encoder == "context_window" and self.kl_coefficient:
             raise ValueError(

@@ -159,24 +159,12 @@ class Conditioning:
         return shown, rows
 
     def begin_anew(self) -> None:
-        """After pretraining: forget the moments and the count of updates, scale `latent`, encode all demonstrations."""
+        """Forget the moments and the count of updates, as after pretraining, and encode all demonstrations."""
         for tensor in (self.state.adam.first_moment, self.state.adam.second_moment):
             tensor.zero_()
         self.state.adam.num_steps.zero_()
         self._num_updates = 0
         self.refresh()
-        if self._settings.latent_spread is not None:
-            self._scale_latent(self._settings.latent_spread)
-
-    def _scale_latent(self, spread: float) -> None:
-        """Scale what the encoder says, mean and deviation; which tasks it can tell apart stays as it is."""
-        each = torch.arange(len(self._features), device=self._device)[:, None]
-        variance = self.belief(each).mean.var(0, correction=0)
-        scale = spread / variance.mean().sqrt().clamp_min(1e-6)
-        with torch.no_grad():
-            for parameter in self._encoder.mean_layer.parameters():
-                parameter.mul_(scale)
-            self._encoder.log_std_layer.bias.add_(scale.log())
 
     def updated(self, refreshes: bool = True) -> None:
         """Note an update of the encoder: from time to time all demonstrations are encoded anew.

@@ -335,21 +335,6 @@ def test_pretraining_learns_to_tell_tasks() -> None:
     assert float((task[nearest] - task).abs().float().mean()) < 1.5
 
 
-@pytest.mark.parametrize("encoder", ["posterior", "context_window"])
-def test_what_pretraining_made_of_latent_is_scaled_with_its_noise(encoder: str) -> None:
-    beliefs = []
-    for spread in (None, 0.05):
-        one = filled({"encoder": encoder, "pretrain_updates": 30, "latent_spread": spread})
-        one.pretrain()
-        conditioning, _ = parts(one)
-        each = torch.arange(len(conditioning._features))[:, None]
-        beliefs.append(conditioning.belief(each))
-    plain, scaled = beliefs
-    scale = 0.05 / plain.mean.var(0, correction=0).mean().sqrt()
-    torch.testing.assert_close(scaled.mean, scale * plain.mean)
-    torch.testing.assert_close(scaled.std, scale * plain.std)
-
-
 def test_the_divergence_weighs_in_pretraining_too() -> None:
     def noise(**context: Any) -> float:
         one = filled({"pretrain_updates": 100, "pretrain_learning_rate": 3e-3, **context})
@@ -455,7 +440,6 @@ def test_meta_cloning_learns_the_experts_action() -> None:
         ({"reads": {"policy": KEYS, "critic": KEYS, "discriminator": BLIND}}, "reads.discriminator: expected 'latent'"),
         ({"context": {"most": 2, "fewest": 3}}, "context.fewest: expected at most context.most"),
         ({"context": {"learned": False}}, "context.learned: expected true"),
-        ({"context": {"latent_spread": 0.2}}, "context.latent_spread: expected null"),
         ({"context": {"encoder": "context_window", "kl_coefficient": 0.1}}, "context.kl_coefficient: expected 0"),
         ({"context": {"most": 0}}, "context.most"),
         ({"context": {"kl_ramp": [5, 5]}}, "context.kl_ramp"),
