@@ -107,10 +107,14 @@ def test_laps_add_up_to_the_wall_time() -> None:
     from apprentice.profiling import Profile
 
     started = time.perf_counter()
-    profile = Profile()
+    profile, rested = Profile(), 0.0
     for _ in range(50):
+        before = time.perf_counter()
         time.sleep(0.002)
         profile.lap("resting")
+        rested += (
+            time.perf_counter() - before
+        )  # longer than asked for where others want the processor
         sum(range(1000))
         profile.lap("working", 1000)
     spans = profile.snapshot()
@@ -118,4 +122,4 @@ def test_laps_add_up_to_the_wall_time() -> None:
     assert set(spans) == {"resting", "working", "other"}
     assert sum(span.seconds for span in spans.values()) == pytest.approx(wall, rel=0.05)
     assert spans["working"].units == 50_000
-    assert spans["resting"].seconds == pytest.approx(50 * 0.002, rel=0.5)
+    assert spans["resting"].seconds == pytest.approx(rested, rel=0.1)
