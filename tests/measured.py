@@ -52,6 +52,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SPAN_OWNERS = {"learner": "learner", "actor": "actor", "apprentice": "actor", "replay": "replay"}
 """Folder and the service whose profile it charges; of the others only actors profile `apprentice`."""
 START_SECONDS = 60.0
+MEASURE_SECONDS = 100.0
+"""Longest that one process waits for another that measures."""
 
 
 class Measured(NamedTuple):
@@ -67,7 +69,7 @@ class Measured(NamedTuple):
 
 def measured_once(file: Path) -> Measured:
     """Return what is in `file`; the first of all processes that ask runs the services and writes it."""
-    with FileLock(file.with_suffix(".lock")):
+    with FileLock(file.with_suffix(".lock"), timeout=MEASURE_SECONDS):
         if not file.exists():
             file.write_text(json.dumps(_measure()._asdict(), default=sorted))
     found = json.loads(file.read_text())

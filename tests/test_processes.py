@@ -112,9 +112,8 @@ def test_laps_add_up_to_the_wall_time() -> None:
         before = time.perf_counter()
         time.sleep(0.002)
         profile.lap("resting")
-        rested += (
-            time.perf_counter() - before
-        )  # longer than asked for where others want the processor
+        # Longer than the sleep that was asked for, where others want the processor.
+        rested += time.perf_counter() - before
         sum(range(1000))
         profile.lap("working", 1000)
     spans = profile.snapshot()
