@@ -2,7 +2,7 @@
 #
 #   make run      imitate the expert of reacher-easy, with the evaluation server on port 8000
 #                 (EXPERIMENT=name, ARGS="--set seed=1", TORCH_INDEX=url: see README.md)
-#   make test     all tests but the slow ones, one more at once than there are processors; ARGS goes to pytest
+#   make test     all tests but the slow ones, two more at once than there are processors; ARGS goes to pytest
 #   make soak     the slow tests: about an hour, three at most
 #   make test-compose   the containers: builds them, trains, kills, scales (needs a Docker engine)
 #   make check    format, lint, types, layers
@@ -14,7 +14,7 @@
 EXPERIMENT ?= dac-reacher-easy
 ARGS ?=
 BIN := .venv/bin
-WORKERS := $(shell echo $$(($$(nproc) + 1)))
+WORKERS := $(shell echo $$(($$(nproc) + 2)))
 SOURCES := actor apprentice benchmarks cli evalserver learner replay tests
 LOCK := uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--generate-hashes --no-emit-package torch --no-header
