@@ -90,10 +90,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Chrome]:
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     options = ChromeOptions()
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(flag)
     assert BROWSER is not None
     assert DRIVER is not None
@@ -102,23 +102,36 @@ def browser(tmp_path: Path) -> Iterator[Chrome]:
     browser = Chrome(options=options, service=ChromeService(DRIVER))
     browser.set_page_load_timeout(SECONDS)
     browser.set_script_timeout(SECONDS)
-    browser.get("about:blank")
-    requested(browser)  # by the tab that a browser opens with
     yield browser
     browser.quit()
 
 
 @pytest.fixture
-def serve(runs: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
+def browser(chromium: Chrome) -> Chrome:
+    """Return the one browser as if it were new."""
+    chromium.get("about:blank")
+    chromium.execute_cdp_cmd("Network.clearBrowserCookies", {})
+    chromium.execute_cdp_cmd("Network.clearBrowserCache", {})
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    requested(chromium)
+    complaints(chromium)
+    return chromium
+
+
+@pytest.fixture(scope="module")
+def serve(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
+    servers: dict[tuple[str, ...], Server] = {}
 
     def start(*flags: str) -> Server:
-        servers.append(Server(runs, tmp_path / "server.log", flags=flags))
-        servers[-1].wait_until_ready()
-        return servers[-1]
+        """Return the server with such flags, started anew only where there is none that still runs."""
+        if flags not in servers or servers[flags].process.poll() is not None:
+            servers[flags] = Server(runs, tmp_path_factory.mktemp("server") / "log", flags=flags)
+            servers[flags].wait_until_ready()
+        return servers[flags]
 
     yield start
-    for server in servers:
+    for server in servers.values():
         server.end()
 
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +127,34 @@ def start(tmp_path: Path) -> Iterator[Callable[..., System]]:
             system.process.wait(10.0)
 
 
+class Watched:
+    """Python processes that write down what they unpickle."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "watcher").mkdir()
+        (folder / "watcher" / "sitecustomize.py").write_text(_WATCHER)
+        self._audit = folder / "audit"
+        self.environment = {
+            "PYTHONPATH": str(folder / "watcher"),
+            "APPRENTICE_AUDIT": str(self._audit),
+        }
+
+    def assert_nothing_was_unpickled(self, modules: Sequence[str]) -> None:
+        """Check that all of some modules were watched, and nothing was unpickled."""
+        noted = self._audit.read_text().splitlines()
+        watched = "\n".join(line for line in noted if line.startswith("watching"))
+        assert [module for module in modules if f"'-m', '{module}'" not in watched] == []
+        assert [line for line in noted if line.startswith("unpickled")] == []
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Watched:
+    return Watched(tmp_path)
+
+
 @pytest.mark.timeout(400)
-def test_a_run_survives_the_loss_of_each_service_shows_its_policy_and_keeps_its_token(
-    start: Callable[..., System],
+def test_a_run_survives_the_loss_of_each_service_shows_its_policy_keeps_its_token_and_unpickles_nothing(
+    start: Callable[..., System], watched: Watched
 ) -> None:
     system = start(
         "services.host=0.0.0.0",  # so that everybody asks for the token
@@ -139,8 +164,11 @@ def test_a_run_survives_the_loss_of_each_service_shows_its_policy_and_keeps_its_
         "replay.checkpoint_period_seconds=2",
         "checkpoint.period_steps=500",
         "evaluation.period_steps=200000",
+        **watched.environment,
     )
-    system.wait(lambda: list(system.folder.glob("runs/*/checkpoints/step-*")), "the first checkpoint")
+    system.wait(
+        lambda: list(system.folder.glob("runs/*/checkpoints/step-*")), "the first checkpoint"
+    )
     for names in (("replay", "evalserver"), ("learner",), ("actor",)):
         before = system.status()
         victims = {name: system.service(name) for name in names}
@@ -180,24 +208,20 @@ def test_a_run_survives_the_loss_of_each_service_shows_its_policy_and_keeps_its_
     system.stop()
     assert psutil.wait_procs(everything, timeout=1.0)[1] == []
     look_at_what_is_left(system.folder, system.run / "logs", len(SERVICES))
+    watched.assert_nothing_was_unpickled(SERVICES)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_short_run_finishes_by_itself_and_unpickles_nothing(
-    start: Callable[..., System], tmp_path: Path
+    start: Callable[..., System], watched: Watched
 ) -> None:
-    (tmp_path / "watcher").mkdir()
-    (tmp_path / "watcher" / "sitecustomize.py").write_text(_WATCHER)
-    audit = tmp_path / "audit"
-    system = start(PYTHONPATH=str(tmp_path / "watcher"), APPRENTICE_AUDIT=str(audit))
+    system = start(**watched.environment)
     assert system.process.wait(120.0) == 0, system.said()
     status = system.status()
     assert (status["state"], len(status["evaluation_returns"])) == ("finished", 2)
     assert (system.run / "checkpoints" / "step-000000001000").is_dir()
-    noted = audit.read_text().splitlines()
-    watched = "\n".join(line for line in noted if line.startswith("watching"))
-    assert all(f"'-m', '{module}'" in watched for module in (*SERVICES, "learner.evaluating"))
-    assert [line for line in noted if line.startswith("unpickled")] == []
+    watched.assert_nothing_was_unpickled((*SERVICES, "learner.evaluating"))
 
 
 @pytest.mark.timeout(200)
