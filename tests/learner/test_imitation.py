@@ -282,7 +282,7 @@ def test_rewards_are_scaled_and_brought_to_magnitude_one() -> None:
     assert float(found.square().mean()) == pytest.approx(1.0, rel=0.03)
 
 
-@pytest.mark.parametrize("method", ["dac", pytest.param("airl", marks=pytest.mark.slow), "bc"])
+@pytest.mark.parametrize("method", ["dac", "airl", "bc"])
 def test_the_compiled_update_is_the_plain_one(method: str) -> None:
     plain = learning(method, learner={"compile": "off", "max_steps": 6})
     fast = learning(method, learner={"compile": "on", "max_steps": 6})

@@ -122,7 +122,6 @@ def test_twenty_fast_updates_equal_the_plain_ones_to_one_part_in_ten_thousand() 
     assert (sac.state.critic.parameters - moved).abs().max() > 1e-2
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_compiled_updates_equal_the_plain_ones_whatever_was_compiled_before() -> None:
     changed: dict[str, Any] = {"sac": {"tau": 0.5, "gamma": 0.5}}
