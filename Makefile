@@ -28,8 +28,9 @@ export TORCH_INDEX PYTHON SYSTEM_PACKAGES
 run: install
 	@$(BIN)/apprentice up $(EXPERIMENT) $(ARGS)
 
+# Bytecode is kept even where the environment says not to, or every worker would rewrite every assertion anew.
 test: install-dev
-	@$(BIN)/python -m pytest -m "not slow and not compose" --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not slow and not compose" --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 soak: install-dev
 	@timeout 3h $(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)

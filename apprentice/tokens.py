@@ -7,6 +7,7 @@ import hmac
 import os
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from apprentice.checkpoint_files import read_text
@@ -50,14 +51,19 @@ def _create(path: Path, text: str, mode: int) -> bool:
     return True
 
 
-def read_token(path: Path, wait_seconds: float = 0.0) -> str:
-    """Return the token in a file, waiting for whoever makes it; raise TokenError where there is none."""
+def read_token(
+    path: Path, wait_seconds: float = 0.0, should_stop: Callable[[], bool] = lambda: False
+) -> str:
+    """Return the token in a file, waiting for whoever makes it, or until `should_stop` is true.
+
+    Raises TokenError where there is none.
+    """
     deadline = time.monotonic() + wait_seconds
     while True:
         token = (read_text(path, 1024) or "").strip()
         if len(token) >= _SHORTEST and token.isascii():
             return token
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= deadline or should_stop():
             found = f"one of {len(token)} characters" if token else "none"
             raise TokenError(
                 f"{path}: expected a token of {_SHORTEST} characters or more, found {found}; "

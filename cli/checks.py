@@ -9,12 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from apprentice.compiler import find_compiler
 from apprentice.ports import describe_holder, is_free
 
 TORCH_VERSION = "2.13.0"
@@ -100,26 +100,11 @@ def check_torch() -> Finding:
 
 
 def check_compiler() -> Finding:
-    """Look for what torch.compile needs on a CPU: a C++ compiler and Python's headers."""
-    compiler = os.environ.get("CXX") or "g++"
-    if shutil.which(compiler) is None:
-        return Finding(
-            "compiler",
-            "WARN",
-            f"no {compiler}: updates are not compiled, and slower",
-            "apt-get install -y g++",
-        )
-    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        return Finding(
-            "compiler",
-            "WARN",
-            "no Python.h: updates are not compiled, and slower",
-            "apt-get install -y python3.11-dev",
-        )
-    code, output = _child(compiler, "--version")
-    if code != 0:
-        return Finding("compiler", "WARN", f"{compiler}: {output}", "apt-get install -y g++")
-    return Finding("compiler", "OK", output.splitlines()[0])
+    compiler = find_compiler()
+    if compiler.remedy is None:
+        return Finding("compiler", "OK", compiler.found)
+    found = f"{compiler.found}: updates are not compiled, and slower"
+    return Finding("compiler", "WARN", found, compiler.remedy)
 
 
 def check_replay() -> Finding:

@@ -18,7 +18,8 @@ from learner.evaluating import EvaluationResult, Evaluator
 log = structlog.get_logger()
 
 POLL_SECONDS = 0.05
-FIRST_SEED = 1_000_000
+FIRST_SEED = 4_000_000
+"""Of a run's own evaluations: no demonstration starts there, and no episode that results are measured on."""
 FAMILY_GRACE_SECONDS = 30.0
 
 

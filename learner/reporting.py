@@ -28,6 +28,7 @@ class PolicyLag:
     def __init__(self) -> None:
         self._steps_at: OrderedDict[int, int] = OrderedDict()
         self._lags: list[int] = []
+        self._num_unknown = 0
 
     def published(self, policy_version: int, steps: int) -> None:
         """Note how many steps had been received when a version went out."""
@@ -38,15 +39,19 @@ class PolicyLag:
     def arrived(self, policy_version: int, steps: int) -> None:
         """Note the arrival of a segment, when `steps` had been received."""
         published = self._steps_at.get(policy_version)
-        if published is not None:
+        if published is None:
+            self._num_unknown += 1
+        else:
             self._lags.append(steps - published)
 
     def metrics(self) -> Metrics:
-        """Return mean and largest lag since the last call."""
+        """Return mean and largest lag since the last call, and how many segments in all had one too old to say."""
+        unknown = {"learner/unknown_policy_segments": float(self._num_unknown)}
         if not self._lags:
-            return {}
+            return unknown
         lags, self._lags = self._lags, []
         return {
+            **unknown,
             "learner/policy_lag_steps": sum(lags) / len(lags),
             "learner/policy_lag_steps_max": float(max(lags)),
         }

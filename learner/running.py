@@ -29,6 +29,7 @@ from learner.reporting import (
 from learner.resuming import Resumed, checkpoint_state, resume
 from learner.saving import CheckpointSaver, SaveResult
 from learner.service import LearnerService
+from replay.errors import ReplayUnavailable
 from replay.reader import FeedReader
 
 log = structlog.get_logger()
@@ -36,6 +37,8 @@ log = structlog.get_logger()
 TICK_SECONDS = 0.05
 POLL_SECONDS = 0.1
 UNHEALTHY_FAILURES = 3
+LAST_SAVE_SECONDS = 30.0
+"""How long the end of a run waits for the last checkpoint, and for one that is still being written."""
 
 
 class Diverged(Exception):
@@ -79,7 +82,8 @@ class Runner:
         self._state: RunState = "starting"
         self._paused = False
         self._stop_asked = False
-        self._checkpoint_asked = False
+        # A learner that is killed finds what to go on from, however early that is.
+        self._checkpoint_asked = True
         self._message = ""
         self._next_tick = self._next_metrics = self._next_publish = 0.0
         self._last_metrics: dict[str, float] = {}
@@ -87,14 +91,26 @@ class Runner:
         self._saved_time = time.monotonic()
         self._prepared = False
 
-    def restore(self, resumed: Resumed) -> None:
-        """Take over what a checkpoint says of the loop, and fill the rings from replay."""
+    def restore(self, resumed: Resumed) -> bool:
+        """Take over what a checkpoint says of the loop, and fill the rings from replay.
+
+        Return False where a stop was asked for before that was done. Raises ReplayUnavailable.
+        """
+        self._checkpoint_asked = False
         self._policy_version = resumed.policy_version
         self._evaluations.restore(resumed.evaluation_returns, resumed.manifest.steps)
         self._rollbacks = resumed.rollbacks
         self._message = "recovering replay"
         self._report("waiting")
-        segments = list(self._reader.recover(set()))
+        try:
+            segments = list(self._reader.recover(set(), should_stop=self._should_stop))
+        except ReplayUnavailable:
+            if not self._should_stop():
+                raise
+            segments = []
+        if self._should_stop():
+            self._report("stopped")
+            return False
         self._profile.lap("replay loading", sum(segment.length for segment in segments))
         missing, new = self._learning.refill(segments, resumed.identities)
         newest = max((segment.policy_version for segment in segments), default=0)
@@ -110,6 +126,7 @@ class Runner:
             self._learning.counters.updates,
             {"replay/missing_segments": float(missing), "replay/new_segments": float(new)},
         )
+        return True
 
     def metrics(self) -> Metrics:
         """Return the newest values of everything that is measured; from any thread."""
@@ -122,7 +139,7 @@ class Runner:
 
     def problem(self) -> str | None:
         """Say why the learner is not well; from any thread."""
-        stalled = self._watchdog.problem()
+        stalled = self._watchdog.problem() or self._saver.problem()
         if stalled is None and self._saver.failures_in_a_row >= UNHEALTHY_FAILURES:
             return self._message or "checkpoints cannot be saved"
         return stalled or self._reader.problem()
@@ -205,6 +222,7 @@ class Runner:
         if now >= self._next_metrics:
             self._next_metrics = now + self._experiment.learner.metrics_period_seconds
             self._write_metrics()
+            self._service.set_healthy(self.problem() is None)
             self._profile.lap("metrics")
             self._check_finite()
 
@@ -240,7 +258,6 @@ class Runner:
     def _note_saved(self, result: SaveResult) -> None:
         """Training goes on without checkpoints, as on a full disk, but not unnoticed."""
         failures = self._saver.failures_in_a_row
-        self._service.set_healthy(failures < UNHEALTHY_FAILURES)
         if failures:
             self._message = f"{failures} checkpoints in a row could not be saved: {result.error}"
         elif self._last_metrics.get("checkpoint/failures_in_a_row"):
@@ -378,9 +395,15 @@ class Runner:
         Raises OSError where that checkpoint cannot be written: the run is not over then.
         """
         log.info("the run ends", state=state, **self._learning.counters._asdict())
-        deadline = time.monotonic() + 30.0
+        deadline = time.monotonic() + LAST_SAVE_SECONDS
         while self._saver.busy and time.monotonic() < deadline:
+            self._watchdog.beat()
             self._saver.poll(0.1)
+        if self._saver.busy:
+            raise OSError(
+                f"the last checkpoint could not be begun within {LAST_SAVE_SECONDS:.0f} s: the one before is "
+                "still being written"
+            )
         self._publish()
         self._save(final=True)
         result = None
@@ -388,7 +411,9 @@ class Runner:
             self._watchdog.beat()
             result = self._saver.poll(0.1)
             if result is None and time.monotonic() > deadline:
-                raise OSError("the last checkpoint was not written within 30 s")
+                raise OSError(
+                    f"the last checkpoint was not written within {LAST_SAVE_SECONDS:.0f} s"
+                )
         if result.path is None:
             self._note_saved(result)
             self._report("failed")

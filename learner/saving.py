@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,9 @@ from typing import NamedTuple
 import structlog
 
 log = structlog.get_logger()
+
+LONGEST_SECONDS = 120.0
+"""A checkpoint takes less than a second; where it takes this long, the disk does not answer."""
 
 
 class SaveResult(NamedTuple):
@@ -27,6 +31,7 @@ class CheckpointSaver:
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._result: SaveResult | None = None
+        self._started = 0.0
         self.failures_in_a_row = 0
 
     @property
@@ -44,8 +49,17 @@ class CheckpointSaver:
             except Exception as error:  # noqa: BLE001 - reported by `poll`; the learner decides
                 self._result = SaveResult(steps, None, f"{type(error).__name__}: {error}", final)
 
-        self._thread = threading.Thread(target=work, name="checkpoint")
+        # What it has written counts only when it is whole, so that the process need not wait for it.
+        self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._started = time.monotonic()
         self._thread.start()
+
+    def problem(self) -> str | None:
+        """Say that a save does not come to its end; from any thread."""
+        seconds = time.monotonic() - self._started
+        if self._thread is None or seconds < LONGEST_SECONDS:
+            return None
+        return f"a checkpoint has been being written for {seconds:.0f} s: does the disk answer?"
 
     def poll(self, timeout_seconds: float = 0.0) -> SaveResult | None:
         """Return the result of a save that has ended, waiting at most `timeout_seconds`."""

@@ -17,7 +17,8 @@ from apprentice.checkpoint_format import CheckpointError
 from apprentice.config import Experiment
 from apprentice.demonstrations.context import keep_context
 from apprentice.demonstrations.format import DemonstrationError
-from apprentice.environments import experiment_specs
+from apprentice.environments import UnknownTask, experiment_specs
+from apprentice.environments.families import FamilyError
 from apprentice.experiments import ExperimentError, load_resolved
 from apprentice.exporter import Exporter, MetricsPortError
 from apprentice.metrics import MetricsWriter
@@ -70,6 +71,8 @@ def start(
             return _run(experiment_file, folder, addresses, token, should_stop)
     except (
         ExperimentError,
+        UnknownTask,
+        FamilyError,
         RunLocked,
         CannotResume,
         NoSuchDevice,
@@ -166,8 +169,8 @@ def _run(
         if expert is not None:
             keep_expert(folder.evaluations, expert, experiment)
         profile.lap("starting")
-        if resumed is not None:
-            runner.restore(resumed)
+        if resumed is not None and not runner.restore(resumed):
+            return 0
         try:
             runner.run()
         except Diverged as error:

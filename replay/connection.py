@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -27,16 +27,22 @@ log = structlog.get_logger()
 UNLIMITED = 2**40
 _PROBE_SECONDS = 0.5
 _CALL_SECONDS = 2
+_OPEN_SECONDS = 10.0
 _NUDGE_PERIOD_SECONDS = 2.0
 UNHEALTHY_SILENCE_SECONDS = 20.0
 """With what passes until a silence is noticed, a server that stands still is reported within 30 s."""
 
 
 def load_reverb() -> Any:
-    """Import reverb, with TensorFlow held to one thread and silent."""
+    """Import reverb, with TensorFlow held to one thread, silent, and without Keras.
+
+    Keras is a sixth of the import's time and 28 MB of every process. TensorFlow goes on without it where its
+    older one is asked for and is not installed.
+    """
     for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     import reverb  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     return reverb
@@ -81,18 +87,19 @@ class Connection:
         self.reconnects = 0
         """How often the server came back after it had been gone."""
 
-    def open(self, timeout_seconds: float) -> Any:
+    def open(self, timeout_seconds: float, should_stop: Callable[[], bool] = lambda: False) -> Any:
         """Return a fresh low-level client once the server answers.
 
-        Raises ReplayUnavailable at the deadline, ReplayMismatch where its tables are others.
+        Raises ReplayUnavailable at the deadline, or where `should_stop` became true before; ReplayMismatch
+        where its tables are others.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
             try:
-                return self._call(deadline - time.monotonic())[0]
+                return self._call(min(_OPEN_SECONDS, deadline - time.monotonic()))[0]
             except ReplayUnavailable:
                 self._note_down()
-                if time.monotonic() + 0.2 >= deadline:
+                if time.monotonic() + 0.2 >= deadline or should_stop():
                     raise
                 time.sleep(0.2)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,20 +70,24 @@ class FeedReader:
         return segments
 
     def recover(
-        self, known: Container[SegmentId], timeout_seconds: float = 120.0
+        self,
+        known: Container[SegmentId],
+        timeout_seconds: float = 120.0,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[Segment]:
         """Return every segment of the task tables whose identity is not in `known`, once.
 
         Reverb cannot list a table: each is sampled until as many distinct items were seen as it holds.
         Ordered by incarnation, episode and first step. What was not seen by the deadline is logged and
-        counted in `num_missing`. Raises ReplayUnavailable where the server does not answer at all.
+        counted in `num_missing`. Raises ReplayUnavailable where the server does not answer at all, or had
+        not when `should_stop` became true.
         """
         deadline = time.monotonic() + timeout_seconds
-        self._connection.open(timeout_seconds)
+        self._connection.open(timeout_seconds, should_stop)
         self.num_missing = 0
         found: dict[SegmentId, Segment] = {}
         for spec in self._specs:
-            self._recover_table(task_table(spec), deadline, found)
+            self._recover_table(task_table(spec), deadline, found, should_stop)
         log.info("task tables read", segments=len(found), missing=self.num_missing)
         order = sorted(found)
         return (found.pop(identity) for identity in order if identity not in known)
@@ -124,7 +128,13 @@ class FeedReader:
             log.error("a segment was dropped", reason=str(error), actor=error.actor)
             return None
 
-    def _recover_table(self, table: str, deadline: float, found: dict[SegmentId, Segment]) -> None:
+    def _recover_table(
+        self,
+        table: str,
+        deadline: float,
+        found: dict[SegmentId, Segment],
+        should_stop: Callable[[], bool],
+    ) -> None:
         size = self._connection.sizes()[table]
         if size == 0:
             return
@@ -132,7 +142,7 @@ class FeedReader:
         thread = SamplerThread(self._connection, table, _RECOVERY_BUFFER, _RECOVERY_BUFFER, keys)
         num_seen = 0
         try:
-            while num_seen < size and time.monotonic() < deadline:
+            while num_seen < size and time.monotonic() < deadline and not should_stop():
                 sample = thread.get(min(1.0, max(0.0, deadline - time.monotonic())))
                 if sample is None:
                     continue

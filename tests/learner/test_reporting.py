@@ -13,7 +13,7 @@ from learner.reporting import PolicyLag, Rates, TrainingReturns, ValueAlarm, rea
 
 def test_the_lag_is_what_arrived_since_the_policy_went_out() -> None:
     lag = PolicyLag()
-    assert lag.metrics() == {}
+    assert lag.metrics() == {"learner/unknown_policy_segments": 0.0}
     lag.published(1, 100)
     lag.published(2, 300)
     lag.arrived(1, 400)
@@ -22,8 +22,9 @@ def test_the_lag_is_what_arrived_since_the_policy_went_out() -> None:
     assert lag.metrics() == {
         "learner/policy_lag_steps": 200.0,
         "learner/policy_lag_steps_max": 300.0,
+        "learner/unknown_policy_segments": 1.0,
     }
-    assert lag.metrics() == {}
+    assert lag.metrics() == {"learner/unknown_policy_segments": 1.0}
 
 
 def test_the_lag_forgets_policies_long_gone() -> None:
@@ -31,7 +32,7 @@ def test_the_lag_forgets_policies_long_gone() -> None:
     for version in range(5000):
         lag.published(version, version)
     lag.arrived(0, 5000)
-    assert lag.metrics() == {}
+    assert lag.metrics() == {"learner/unknown_policy_segments": 1.0}
 
 
 def test_rates_are_between_two_calls(monkeypatch: pytest.MonkeyPatch) -> None:

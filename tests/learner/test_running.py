@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ import torch
 
 import learner.evaluations
 import learner.running
+import learner.saving
 from apprentice.checkpoint import newest_checkpoint, read_best
 from apprentice.checkpoint_retention import list_checkpoints
 from apprentice.config import Experiment
@@ -29,6 +32,7 @@ from learner.evaluating import EvaluationResult
 from learner.learning import Learning
 from learner.resuming import resume
 from learner.running import Diverged, Runner
+from replay.errors import ReplayUnavailable
 from tests.learner.test_learning import CPU, LENGTH, SPEC, make_experiment, make_segment
 
 
@@ -46,7 +50,9 @@ class FakeReader:
             self._then()
         return []
 
-    def recover(self, known: set[Any]) -> list[Segment]:
+    def recover(self, known: set[Any], should_stop: Callable[[], bool]) -> list[Segment]:
+        if should_stop():
+            raise ReplayUnavailable("asked to stop")
         return self.stored
 
     def metrics(self) -> dict[str, float]:
@@ -178,8 +184,7 @@ class Run:
             should_stop,
             expert,
         )
-        if self.resumed is not None:
-            self.runner.restore(self.resumed)
+        self.restored = None if self.resumed is None else self.runner.restore(self.resumed)
 
     def checkpoints(self) -> list[str]:
         return [path.name for path in list_checkpoints(self.folder.checkpoints)]
@@ -222,7 +227,7 @@ def test_no_policy_is_published_during_the_warm_up(tmp_path: Path) -> None:
     assert run.service.states[0] == "waiting"
     assert run.learning.counters.updates == 0
     assert run.service.published == []
-    assert run.checkpoints() == ["step-000000000008"]
+    assert run.checkpoints() == ["step-000000000000", "step-000000000008"]
 
 
 def test_orders_are_obeyed(tmp_path: Path) -> None:
@@ -243,7 +248,7 @@ def test_orders_are_obeyed(tmp_path: Path) -> None:
     assert seen[-1] == "stop"
     assert "paused" in run.service.states
     assert run.service.states[-1] == "stopped"
-    assert run.checkpoints() == ["step-000000000032"]
+    assert run.checkpoints() == ["step-000000000000", "step-000000000032"]
 
 
 def test_evaluations_choose_the_best_and_two_in_a_row_end_the_run(
@@ -282,13 +287,13 @@ def test_non_finite_losses_go_back_three_times_and_then_end_the_run_with_a_repor
     assert max(row.get("learner/rejected_updates", 0.0) for row in run.metrics()) > 0
 
 
-def test_losses_that_are_never_finite_end_the_run_at_once(tmp_path: Path) -> None:
+def test_losses_that_are_never_finite_end_the_run(tmp_path: Path) -> None:
     experiment = make(10**6, checkpoint={"period_steps": 10**9}, learner={"max_bad_updates": 5})
     poison = segments(0, 100)
     for segment in poison:
         segment.environment_reward[:] = np.nan
     run = Run(tmp_path, experiment, poison)
-    with pytest.raises(Diverged, match="before the first checkpoint"):
+    with pytest.raises(Diverged, match="after 3 returns to a checkpoint"):
         run.runner.run()
 
 
@@ -300,7 +305,7 @@ def test_on_a_full_disk_training_goes_on_and_says_that_it_is_not_well(
     def full(*arguments: Any, **named: Any) -> Path:
         nonlocal calls
         calls += 1
-        if calls in (2, 3, 4):
+        if calls in (3, 4, 5):
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(*arguments, **named)
 
@@ -308,9 +313,10 @@ def test_on_a_full_disk_training_goes_on_and_says_that_it_is_not_well(
     run = Run(tmp_path, make(400), segments(0, 50))
     assert run.runner.run() == "finished"
     assert calls > 5
-    assert run.service.healthy[:5] == [True, True, True, False, True]
+    changes = [healthy for healthy, _ in itertools.groupby(run.service.healthy)]
+    assert changes == [True, False, True]
     assert max(row.get("checkpoint/failures_in_a_row", 0.0) for row in run.metrics()) == 3
-    assert run.checkpoints()[0] == "step-000000000016"  # the old one stayed
+    assert run.checkpoints()[0] == "step-000000000000"  # the old one stayed
     assert run.checkpoints()[-1] == "step-000000000400"
     status = run.folder.read_status()
     assert status is not None
@@ -345,6 +351,56 @@ def test_a_restarted_learner_counts_on_and_never_uses_a_policy_version_twice(
     assert second.runner.run() == "finished"
     assert second.learning.counters.updates == 144
     assert not used & {version for version, _ in second.service.published}
+
+
+def test_a_learner_killed_before_its_first_period_counts_on_too(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill() -> None:
+        if not first.runner._saver.busy:  # type: ignore[attr-defined]
+            raise Killed
+
+    experiment = make(160, checkpoint={"period_steps": 10**9})
+    first = Run(tmp_path, experiment, segments(0, 10), then=kill)
+    with pytest.raises(Killed):
+        first.runner.run()
+    assert first.checkpoints() == ["step-000000000000"]
+    used = {version for version, _ in first.service.published}
+    second = Run(tmp_path, experiment, segments(0, 20))
+    assert second.learning.counters.steps == 160
+    assert second.runner.run() == "finished"
+    assert used
+    assert not used & {version for version, _ in second.service.published}
+
+
+def test_a_stop_is_heard_while_replay_is_awaited(tmp_path: Path) -> None:
+    assert Run(tmp_path, make(), segments(0, 10)).runner.run() == "finished"
+    second = Run(tmp_path, make(160), [], should_stop=lambda: True)
+    assert second.restored is False
+    status = second.folder.read_status()
+    assert status is not None
+    assert status.state == "stopped"
+
+
+def test_a_disk_that_does_not_answer_is_noticed_and_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def hang(*arguments: Any, **named: Any) -> Path:
+        answers.wait(60.0)
+        return tmp_path
+
+    monkeypatch.setattr(learner.running, "write_checkpoint", hang)
+    monkeypatch.setattr(learner.running, "LAST_SAVE_SECONDS", 0.2)
+    monkeypatch.setattr(learner.saving, "LONGEST_SECONDS", 0.0)
+    run = Run(tmp_path, make(), segments(0, 10))
+    with pytest.raises(OSError, match="the one before is still being written"):
+        run.runner.run()
+    assert "does the disk answer" in str(run.runner.problem())
+    assert run.service.healthy[-1] is False
+    answers.set()
 
 
 def test_a_restart_without_the_replay_waits_for_new_steps(tmp_path: Path) -> None:

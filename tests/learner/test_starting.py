@@ -56,6 +56,15 @@ def test_a_second_learner_of_a_run_is_told_who_has_it(
     assert str(os.getpid()) in said
 
 
+def test_a_division_that_the_family_does_not_have_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = {"gamma": 0.98, "split": "arc"}
+    wrong = make(task="reacher_goal", environment={"family": family}, sac={"gamma": 0.98})
+    assert try_to_start(tmp_path, wrong) == exit_codes.CONFIGURATION
+    assert "'arc'" in capsys.readouterr().out
+
+
 def test_a_port_in_use_is_named_with_its_holder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
