@@ -37,6 +37,8 @@ class Conditioning:
         for name, parameter in encoder.named_parameters():
             parameter.data = views[name]
         self.state = ContextState(adam, encoder.running_mean, encoder.running_variance)
+        self._average_tau = experiment.sac.policy_average_tau if self.learned else None
+        self._average = None if self._average_tau is None else adam.parameters.clone()
         self.parts = ContextParts(encoder, self._layout, experiment.context)
         self._hold(context)
         self._features = torch.zeros(len(context.number), experiment.context.hidden_size)
@@ -112,9 +114,14 @@ class Conditioning:
 
     def batch(self, tasks_of_rows: torch.Tensor, generator: torch.Generator) -> ContextBatch:
         """Draw what one update of the encoder is shown of all tasks; rows [B] are of `tasks_of_rows`."""
-        settings = self._settings
         tasks = torch.arange(self.num_tasks, device=self._device)
-        order = self._shuffled(tasks, generator)
+        return self._batch(self._shuffled(tasks, generator), tasks_of_rows, generator)
+
+    def _batch(
+        self, order: torch.Tensor, tasks_of_rows: torch.Tensor, generator: torch.Generator
+    ) -> ContextBatch:
+        """Show the first of each task's places in `order` [K, N]."""
+        settings = self._settings
         other = None
         if settings.information_coefficient > 0.0:  # what is shown and this share no demonstration
             others = self._some_of(order[:, settings.most : 2 * settings.most], generator)
@@ -134,12 +141,10 @@ class Conditioning:
 
         Where a task has no other demonstrations the rows are of those that are shown.
         """
-        shown = self.batch(tasks_of_rows, generator)
         num, most = len(tasks_of_rows), self._settings.most
         tasks = torch.arange(self.num_tasks, device=self._device)
         places = self._shuffled(tasks, generator)
-        drawn = self._some_of(places[:, :most], generator)
-        shown = shown._replace(shown=self._shown(drawn, generator))
+        shown = self._batch(places, tasks_of_rows, generator)
         others = (self._counts - most).clamp_min(0)
         first = torch.where(others > 0, most, 0)
         choice = torch.rand(num, generator=generator, device=self._device)
@@ -163,6 +168,8 @@ class Conditioning:
         for tensor in (self.state.adam.first_moment, self.state.adam.second_moment):
             tensor.zero_()
         self.state.adam.num_steps.zero_()
+        if self._average is not None:
+            self._average.copy_(self.state.adam.parameters)
         self._num_updates = 0
         self.refresh()
 
@@ -172,6 +179,8 @@ class Conditioning:
         Pretraining, which reads no row of replay, has no use for that (`refreshes`).
         """
         self._num_updates += 1
+        if self._average is not None and self._average_tau is not None:
+            self._average.lerp_(self.state.adam.parameters, self._average_tau)
         if refreshes and self._num_updates % self._settings.refresh_period == 0:
             self.refresh()
 
@@ -209,11 +218,22 @@ class Conditioning:
         del told.observation["context"]
         return told
 
+    def averaged_tensors(self) -> Tensors:
+        """Return copies on the CPU of the encoder's average, by their names in the policy; none without one.
+
+        The policy's average is of as many updates: to the newest encoder it would not fit.
+        """
+        if self._average is None:
+            return {}
+        average = self._layout.unflatten(self._average)
+        return {f"context.{name}": t.detach().to("cpu", copy=True) for name, t in average.items()}
+
     def state_views(self) -> dict[str, Tensors]:
         """Return all tensors of the state, by the file they are stored in; buffers are the policy's."""
         adam = self.state.adam
+        average = {} if self._average is None else {"context.average": self._average}
         return {
-            "networks": {"context": adam.parameters, "context.features": self._features},
+            "networks": {"context": adam.parameters, "context.features": self._features, **average},
             "optimiser": {
                 f"context.{field}": getattr(adam, field)
                 for field in ("first_moment", "second_moment", "num_steps")

@@ -242,6 +242,8 @@ class Learning:
     def rolled_back(self, counters: Counters, times: int) -> None:
         """After an earlier state was loaded: keep the counters, halve the step size, draw anew."""
         self.counters = counters
+        if self.warm and not self._normalised:
+            self._fit_to_warm_up()
         self.sac.num_updates = counters.updates
         self.sac.rollback_factor.fill_(0.5**times)
         self.sac.reseed(self.experiment.seed + 1000 * times)
@@ -301,6 +303,8 @@ class Learning:
         """Return copies of all that an exact continuation needs but the transitions themselves."""
         groups = self.sac.state_tensors()
         groups["policy"] = self.sac.policy_tensors(averaged=True)
+        if self.conditioning is not None:
+            groups["policy"] |= self.conditioning.averaged_tensors()
         groups["random"]["sampling_generator"] = self._generator.get_state()
         groups["rings"] = {"identities": self.identities()}
         for prefix, part in self._parts():

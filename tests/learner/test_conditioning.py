@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 KEYS = ["state", "latent"]
 BLIND = ["state"]
 LENGTH, TASKS, SHOWN = 10, 16, 3
+SAC = {"gamma": 0.98, "batch_size": 48}
 FIRST_NUMBER = 100
 """Demonstrations are numbered from here on, so that numbers and places differ."""
 
@@ -34,7 +35,7 @@ def experiment(context: dict[str, Any] | None = None, **changes: Any) -> Experim
         "reads": {"policy": KEYS, "critic": KEYS, "discriminator": KEYS},
         "network": {"hidden_size": 16},
         "learner": {"compile": "off"},
-        "sac": {"gamma": 0.98, "batch_size": 48},
+        "sac": SAC,
         "replay": {"segment_length": LENGTH, "warmup_steps": 20, "capacity": 1000},
         "context": {"hidden_size": 16, "latent_size": 3, "steps": 4, **(context or {})},
         "imitation": {"method": "dac", **changes.pop("imitation", {})},
@@ -354,11 +355,22 @@ def test_rows_of_pretraining_are_of_demonstrations_that_are_not_shown() -> None:
             assert not (shown == state).all(1).any()
 
 
+def test_what_the_information_compares_in_pretraining_is_not_shown() -> None:
+    settings = {"steps": None, "information_coefficient": 0.1}
+    conditioning, _ = parts(filled(settings))
+    slots = torch.arange(64) // 4
+    for seed in range(20):
+        batch, _ = conditioning.batch_of_context(slots, torch.Generator().manual_seed(seed))
+        assert batch.other is not None
+        same = (batch.shown.steps == batch.other.steps).flatten(1).all(1)
+        assert not same.any()
+
+
 @pytest.mark.parametrize("encoder", ["posterior", "context_window"])
 @pytest.mark.parametrize("method", ["dac", "bc"])
 def test_stop_restore_and_go_on_equals_going_on(encoder: str, method: str) -> None:
     settings = {"encoder": encoder, "refresh_period": 3, "batch_norm": encoder == "posterior"}
-    chosen = {"imitation": {"method": method}}
+    chosen = {"imitation": {"method": method}, "sac": {**SAC, "policy_average_tau": 0.1}}
     one, other = filled(settings, **chosen), filled(settings, **chosen)
     for _ in range(5):
         one.update()
@@ -405,6 +417,20 @@ def test_what_is_published_is_what_was_learned() -> None:
     layout = parts(one)[0].parts.layout
     for name, view in layout.unflatten(parts(one)[0].state.adam.parameters).items():
         assert torch.equal(published[f"context.{name}"], view), name
+
+
+def test_a_checkpoint_has_the_encoders_average_beside_the_policys() -> None:
+    tau = 0.25
+    one = filled(sac={**SAC, "policy_average_tau": tau})
+    expected = encoder_of(one)
+    for _ in range(3):
+        one.update()
+        expected.lerp_(encoder_of(one), tau)
+    kept = one.state_tensors()["policy"]
+    layout = parts(one)[0].parts.layout
+    for name, view in layout.unflatten(expected).items():
+        torch.testing.assert_close(kept[f"context.{name}"], view)
+    assert not torch.equal(expected, encoder_of(one))
 
 
 def test_the_environments_reward_is_not_learned_on() -> None:
