@@ -227,6 +227,11 @@ class ImitationSettings(Settings):
                     "imitation.discriminator.inputs: expected 'state_action' or 'state' with 'airl', whose "
                     "potential already reads the next state; found 'state_next_state'"
                 )
+        if self.reward.override is not None and self.method in ("none", "bc"):
+            raise ValueError(
+                f"imitation.reward.override: expected null with {self.method!r}, which learns on no reward that could "
+                f"be overridden; found {self.reward.override!r}: set imitation.method, 'dac' for one"
+            )
         if self.method == "sqil" and self.demonstration_share == 0.0:
             raise ValueError(
                 "imitation.demonstration_share: expected more than 0 with 'sqil', which rewards only "

@@ -59,6 +59,8 @@ class Summary(NamedTuple):
     low: float
     high: float
     seeds: tuple[float, ...]
+    normalised: bool
+    """Whether these are normalised returns, or plain ones because there is no expert or no random policy."""
 
 
 _COLUMNS = tuple(
@@ -133,18 +135,20 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, f
 
 
 def summarise(rows: Sequence[LearningRow]) -> dict[Setting, Summary]:
-    """Return normalised returns, or plain ones where there is no expert, by setting."""
-    values: dict[Setting, list[tuple[int, float]]] = {}
-    for row in rows:
-        value = row.environment_return if row.normalised is None else row.normalised
-        values.setdefault(row.setting, []).append((row.seed, value))
-    summaries = {}
-    for setting, found in values.items():
-        seeds = [value for _, value in sorted(found)]
-        low, high = bootstrap_interval(seeds)
-        middle = float(interquartile_mean(np.array(seeds)))
-        summaries[setting] = Summary(float(np.mean(seeds)), middle, low, high, tuple(seeds))
-    return summaries
+    """Return normalised returns by setting, or plain ones where a seed of it has no other."""
+    seeds_of: dict[Setting, list[LearningRow]] = {}
+    for row in sorted(rows, key=lambda row: row.seed):
+        seeds_of.setdefault(row.setting, []).append(row)
+    return {setting: _summary(found) for setting, found in seeds_of.items()}
+
+
+def _summary(rows: Sequence[LearningRow]) -> Summary:
+    known = [row.normalised for row in rows if row.normalised is not None]
+    normalised = len(known) == len(rows)
+    seeds = known if normalised else [row.environment_return for row in rows]
+    low, high = bootstrap_interval(seeds)
+    middle = float(interquartile_mean(np.array(seeds)))
+    return Summary(float(np.mean(seeds)), middle, low, high, tuple(seeds), normalised)
 
 
 def difference_interval(
@@ -197,9 +201,10 @@ def table(rows: Sequence[LearningRow]) -> str:
     for setting, summary in sorted(summarise(rows).items()):
         task, method, num, kept, frames = setting
         expert = experts[setting]
+        note = "" if summary.normalised else " (plain return)"
         lines.append(
             f"| {task} | {method} | {num} × {kept} | {frames:,} | "
-            f"{'' if expert is None else f'{expert:.0f}'} | {summary.mean:.2f} | "
+            f"{'' if expert is None else f'{expert:.0f}'} | {summary.mean:.2f}{note} | "
             f"{summary.interquartile_mean:.2f} [{summary.low:.2f}, {summary.high:.2f}] | "
             f"{', '.join(f'{value:.2f}' for value in summary.seeds)} |"
         )
@@ -207,8 +212,17 @@ def table(rows: Sequence[LearningRow]) -> str:
 
 
 def plot(rows: Sequence[LearningRow]) -> str:
-    """Return an SVG: each seed a dot, each setting's interquartile mean a bar with its interval."""
+    """Return an SVG: each seed a dot, each setting's interquartile mean a bar with its interval.
+
+    Plain returns are drawn where there are no others: the two have no axis in common.
+    """
     summaries = sorted(summarise(rows).items())
+    normalised = [entry for entry in summaries if entry[1].normalised]
+    summaries, axis = (
+        (normalised, "normalised return of the final policy: 0 is random, 1 is the expert")
+        if normalised
+        else (summaries, "return of the final policy")
+    )
     left, width, height, top = 360, 420, 22, 30
     largest = max(1.1, *(max(summary.seeds) for _, summary in summaries)) if summaries else 1.1
 
@@ -243,8 +257,7 @@ def plot(rows: Sequence[LearningRow]) -> str:
             for value in summary.seeds
         ]
     parts.append(
-        f'<text x="{left + width / 2}" y="{bottom + 34}" text-anchor="middle">'
-        "normalised return of the final policy: 0 is random, 1 is the expert</text></svg>"
+        f'<text x="{left + width / 2}" y="{bottom + 34}" text-anchor="middle">{axis}</text></svg>'
     )
     return "\n".join(parts) + "\n"
 

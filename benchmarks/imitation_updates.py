@@ -1,7 +1,8 @@
 """Updates per second of the whole learner with dac's discriminator, beside the same learner on environment rewards.
 
-Batch 256, 2x256 networks, discriminator 2x128 with its gradient penalty, 17 observations, 6 actions; batches
-drawn from a ring of 20,000 transitions and from 1,000 of the expert.
+Settings of experiments/dac.yaml, for both but for the method: batch 256, 2x256 networks, discriminator 2x128 with
+dropout and gradient penalty; 17 observations, 6 actions; batches drawn from a ring of 20,000 transitions and from
+1,000 of the expert.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def be_learner(method: str, threads: int, seconds: float) -> None:
 
     from apprentice.config import Experiment
     from apprentice.demonstrations.dataset import DemonstrationDataset
+    from apprentice.experiments import load_experiment
     from apprentice.types import ArraySpec, Ending, EnvironmentSpec, Segment, Trajectory
     from learner.demonstrated import Demonstrated
     from learner.learning import Learning
@@ -53,15 +55,12 @@ def be_learner(method: str, threads: int, seconds: float) -> None:
 
     state = {"state": ArraySpec((OBSERVATIONS,), "float32")}
     spec = EnvironmentSpec("a-b", "a-b", state, ArraySpec((ACTIONS,), "float32"), 1000, 1, 0.01)
-    experiment = Experiment.model_validate(
-        {
-            "name": "bench",
-            "task": "a-b",
-            "learner": {"compile": "on"},
-            "replay": {"updates_per_step": None, "warmup_steps": 100, "capacity": 100_000},
-            "imitation": {"method": method},
-        }
-    )
+    tree = load_experiment("dac").model_dump()
+    tree["task"] = spec.task
+    tree["learner"] |= {"compile": "on"}
+    tree["replay"] |= {"updates_per_step": None, "warmup_steps": 100, "capacity": 100_000}
+    tree["imitation"]["method"] = method
+    experiment = Experiment.model_validate(tree)
     demonstrated = Demonstrated(DemonstrationDataset([trajectory(1000)]), None, None)
     learning = Learning(
         experiment,

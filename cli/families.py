@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from apprentice import exit_codes
 from cli.failure import CommandFailed
 from cli.machine import describe_commit
-from cli.report import finished_run, put_table
+from cli.report import command_of_run, finished_run, put_table
 
 if TYPE_CHECKING:
-    from apprentice.config import Experiment
     from apprentice.family_results import FamilyRow
 
 
@@ -53,14 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
     for path in arguments.runs:
         measured = _measure(path, arguments.again)
-        for row in measured:
-            before = rows.get(row.key)
-            if before is not None and before.command != row.command:
-                raise CommandFailed(
-                    f"{path}: expected a run that `{before.command}` makes, which {arguments.csv} has as "
-                    f"{row.method}, seed {row.seed}; found one of `{row.command}`: keep it in a file of its own",
-                    exit_codes.CONFIGURATION,
-                )
+        _refuse_other_settings(path, measured[0], rows.values(), arguments.csv)
         rows |= {row.key: row for row in measured}
         write_family_results(arguments.csv, list(rows.values()))
         mean = sum(row.environment_return for row in measured) / len(measured)
@@ -77,6 +70,25 @@ def run(arguments: argparse.Namespace) -> int:
             picture.write_text(family_plot(found, family, split))
             print(picture, file=sys.stderr)
     return 0
+
+
+def _refuse_other_settings(
+    path: Path, row: FamilyRow, rows: Iterable[FamilyRow], results: Path
+) -> None:
+    """Refuse a run that would be taken together with seeds of other settings."""
+    for before in rows:
+        same = (before.family, before.split, before.method) == (row.family, row.split, row.method)
+        if same and _what_is_learned(before.command) != _what_is_learned(row.command):
+            raise CommandFailed(
+                f"{path}: expected a run that `{before.command}` makes, with any seed, which {results} has as "
+                f"{row.method}; found one of `{row.command}`: keep it in a file of its own, or remove the old rows",
+                exit_codes.CONFIGURATION,
+            )
+
+
+def _what_is_learned(command: str) -> str:
+    """Leave out the seed, and what only says when a run is looked at."""
+    return re.sub(r" --set (seed|evaluation\.\w+|checkpoint\.\w+)=\S+", "", command)
 
 
 def _measure(path: Path, again: bool) -> list[FamilyRow]:
@@ -123,28 +135,3 @@ def _measure(path: Path, again: bool) -> list[FamilyRow]:
         )
         for result in found.results
     ]
-
-
-def command_of_run(experiment: Experiment) -> str:
-    """Return what makes this run again: the experiment's name, and all settings that its file does not say."""
-    from apprentice.experiments import ExperimentError, load_experiment
-
-    words = f"apprentice up {experiment.name}"
-    try:
-        stated = _flat(load_experiment(experiment.name).model_dump(mode="json"))
-    except ExperimentError:
-        return words
-    for key, value in _flat(experiment.model_dump(mode="json")).items():
-        if stated.get(key) != value and not key.startswith("services."):
-            words += f" --set {key}={json.dumps(value) if not isinstance(value, str) else value}"
-    return words
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--label",
+        action="append",
+        default=[],
         metavar="KEY",
-        help="setting that tells variants apart, as in imitation.reward.form; it joins the method's name",
+        help="setting that tells variants apart, as in imitation.reward.form; it joins the method's name, and may be "
+        "given again",
     )
     parser.add_argument(
         "--into", type=Path, metavar="FILE.md", help="put the table between this file's two marks"
@@ -73,6 +77,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
     for path in arguments.runs:
         row = _measure(path, arguments)
+        before = rows.get(row.key)
+        if before is not None and before.command != row.command:
+            raise CommandFailed(
+                f"{path}: expected a run that `{before.command}` makes, which {arguments.csv} has as {row.method} on "
+                f"{row.task}, seed {row.seed}; found one of `{row.command}`: tell them apart with --label KEY, keep "
+                "them in files of their own, or remove the old row",
+                exit_codes.CONFIGURATION,
+            )
         rows[row.key] = row
         write_results(arguments.csv, list(rows.values()))
         print(f"{path.name}: return {row.environment_return:.1f}", file=sys.stderr)
@@ -188,12 +200,12 @@ def _row(
     best, worst = expert.get("expert_return"), expert.get("random_return")
     normalised = None if best is None or worst is None else (value - worst) / (best - worst)
     method: str = "sac" if imitation.method == "none" else imitation.method
-    if arguments.label:
+    for label in arguments.label:
         setting: Any = experiment
-        for name in arguments.label.split("."):
+        for name in label.split("."):
             if not hasattr(setting, name):
                 raise CommandFailed(
-                    f"--label: expected a setting's key, found {arguments.label!r}",
+                    f"--label: expected a setting's key, found {label!r}",
                     exit_codes.CONFIGURATION,
                 )
             setting = getattr(setting, name)
@@ -211,17 +223,51 @@ def _row(
         best,
         worst,
         normalised,
-        command_of(experiment.name),
+        command_of_run(experiment),
         describe_commit(),
     )
 
 
-def command_of(name: str) -> str:
-    """Return what makes the runs of a row."""
+def command_of_run(experiment: Experiment) -> str:
+    """Return what makes a run again: experiment, variant, and all settings that its file does not say."""
+    from apprentice.experiments import ExperimentError, expand
+
+    reference = _reference(experiment.name)
+    words, found = ["apprentice", "up", reference], _flat(experiment.model_dump(mode="json"))
+    try:
+        variants = [_flat(one.model_dump(mode="json")) for one in expand(reference)]
+    except ExperimentError:
+        return shlex.join(words)
+    changes = [
+        {k: v for k, v in found.items() if stated.get(k) != v and not k.startswith("services.")}
+        for stated in variants
+    ]
+    nearest = min(range(len(variants)), key=lambda number: len(changes[number]))
+    if len(variants) > 1:
+        if not changes[nearest]:
+            return shlex.join(["apprentice", "grid", reference])
+        words += ["--variant", str(nearest)]
+    for key, value in changes[nearest].items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(words)
+
+
+def _reference(name: str) -> str:
+    """Return what an experiment is called by: its name, or its path where it lies in a folder of its own."""
     files = sorted(Path("experiments").rglob(f"{name}.yaml"))
     if files and Path("experiments") not in {file.parent for file in files}:
-        return f"apprentice grid {files[0].as_posix()}"
-    return f"apprentice grid {name}"
+        return files[0].as_posix()
+    return name
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
 
 
 def _expert_of(folder: RunFolder) -> dict[str, Any]:

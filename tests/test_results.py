@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from apprentice.config import Experiment
+from apprentice.experiments import expand
 from apprentice.results import (
     LearningRow,
     ResultsError,
@@ -25,7 +27,7 @@ from apprentice.results import (
 from apprentice.run_status import RunStatus
 from apprentice.runs import RunFolder
 from cli.main import main
-from cli.report import BEGIN, END
+from cli.report import BEGIN, END, command_of_run
 from tests.evalserver.serving import make_run
 
 
@@ -123,6 +125,17 @@ def test_the_plot_has_a_dot_for_every_seed() -> None:
     assert "reacher-easy, dac, 10 × 50, 200k" in labels
 
 
+def test_plain_returns_are_not_taken_for_normalised_ones() -> None:
+    plain = row(0, 0.5, task="hopper-hop")._replace(random_return=None, normalised=None)
+    assert "| 450.00 (plain return) | 450.00 [" in table([plain])
+    text = plot([plain, row(0, 0.5)])
+    assert "hopper-hop" not in text
+    assert "1 is the expert" in text
+    alone = plot([plain])
+    assert "hopper-hop" in alone
+    assert "1 is the expert" not in alone
+
+
 def test_the_readmes_table_is_that_of_the_committed_rows() -> None:
     root = Path(__file__).resolve().parents[1]
     rows = read_results(root / "benchmarks" / "results" / "imitation.csv")
@@ -156,3 +169,38 @@ def test_only_finished_runs_are_measured(tmp_path: Path, capsys: Any) -> None:
     assert main(["report", str(run), "--csv", str(results), *label]) == 0
     assert {one.method for one in read_results(results)} == {"sac", "sac:0.99"}
     assert main(["report", str(run), "--csv", str(results), "--label", "sac.gama"]) == 78
+    both = ["--label", "sac.gamma", "--label", "seed", "--episodes", "2"]
+    assert main(["report", str(run), "--csv", str(results), *both]) == 0
+    assert "sac:0.99:0" in {one.method for one in read_results(results)}
+
+
+def test_a_row_of_other_settings_is_not_replaced(tmp_path: Path, capsys: Any) -> None:
+    run = tmp_path / make_run(tmp_path, "reach", "reacher-easy")
+    status = {"run": run.name, "experiment": "reach", "task": "reacher-easy", "state": "finished"}
+    RunFolder(run).write_status(RunStatus.model_validate({**status, "max_steps": 100}))
+    results = tmp_path / "results.csv"
+    words = ["report", str(run), "--csv", str(results), "--episodes", "2"]
+    assert main(words) == 0
+    (found,) = read_results(results)
+    write_results(results, [found._replace(command="apprentice grid other")])
+    assert main(words) == 78
+    assert "expected a run that `apprentice grid other` makes" in capsys.readouterr().err
+
+
+def test_a_rows_command_has_all_that_its_experiments_file_does_not_say() -> None:
+    variant = expand("main-finger-spin")[1]
+    assert command_of_run(variant) == "apprentice grid main-finger-spin"
+    tree = variant.model_dump()
+    tree["imitation"]["demonstration_share"] = 0.0
+    changed = Experiment.model_validate(tree)
+    assert command_of_run(changed) == (
+        "apprentice up main-finger-spin --variant 1 --set imitation.demonstration_share=0.0"
+    )
+    (recovered,) = expand(
+        "recovered-cartpole-swingup", ["imitation.reward.recovered_checkpoint=a b"]
+    )
+    assert command_of_run(recovered) == (
+        "apprentice up recovered-cartpole-swingup --set 'imitation.reward.recovered_checkpoint=a b'"
+    )
+    study = expand("experiments/studies/dropout.yaml")[0]
+    assert command_of_run(study) == "apprentice grid experiments/studies/dropout.yaml"

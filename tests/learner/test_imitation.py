@@ -405,6 +405,13 @@ def test_each_regulariser_and_shape_learns_to_tell_the_expert(settings: dict[str
     assert found["discriminator/rejected_updates"] == 0.0
 
 
+@pytest.mark.parametrize("method", ["none", "bc"])
+@pytest.mark.parametrize("override", ["environment", "zero"])
+def test_no_reward_is_overridden_where_none_is_learned(method: str, override: str) -> None:
+    with pytest.raises(ValidationError, match=f"override: expected null with '{method}'"):
+        experiment(method, reward={"override": override})
+
+
 def test_a_preset_leaves_what_was_set() -> None:
     settings = {"preset": "tanh_2x100", "num_hidden_layers": 3}
     found = experiment("dac", discriminator=settings).imitation.discriminator
