@@ -13,8 +13,9 @@ import numpy as np
 
 from apprentice.config import EnvironmentSettings
 from apprentice.demonstrations.context import ContextChoice
-from apprentice.environments import Environment, make_environment
-from apprentice.environments.renderer import Quality
+from apprentice.environments import Environment, find_task, make_environment
+from apprentice.environments.renderer import Quality, camera_index
+from apprentice.environments.tasks import load_task
 from apprentice.rollout import rollout
 from apprentice.types import ActionBatch, Ending, Observation, Trajectory
 
@@ -342,6 +343,12 @@ def shown_states(num_steps: int, step_seconds: float, fps: float) -> list[int]:
 def playback_fps(step_seconds: float, fps: float) -> float:
     """Return the frame rate at which the states that `shown_states` picks play in real time."""
     return min(fps, 1.0 / step_seconds)
+
+
+def require_camera(task: str, settings: EnvironmentSettings, camera: int | str) -> None:
+    """Raise ValueError, with the cameras there are, where a task has no such one."""
+    physics = load_task(find_task(task, settings.family), 0, settings.family).physics
+    camera_index(physics.model.ptr, camera)
 
 
 def render_trajectory(

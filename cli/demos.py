@@ -192,6 +192,11 @@ def _validate(arguments: argparse.Namespace) -> None:
 def _split(arguments: argparse.Namespace) -> None:
     from apprentice.demonstrations.choosing import split_demonstrations
 
+    if arguments.train.resolve() == arguments.test.resolve():
+        raise CommandFailed(
+            f"--test: expected another file than --train's, found {arguments.test} for both",
+            exit_codes.CONFIGURATION,
+        )
     _require_free(arguments.train)
     _require_free(arguments.test)
     _, demonstrations = _read(arguments)

@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     path = find_checkpoint(arguments.checkpoint, arguments.runs)
     from apprentice.checkpoint import CheckpointError, experiment_of, load_policy
+    from apprentice.environments import RenderingUnavailable
     from apprentice.evaluation import EvaluationError, evaluate
 
     try:
@@ -75,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
     tasks = _tasks(arguments.task, experiment)
     context = _context(arguments.context, path, experiment, tasks)
+    if arguments.format != "json":
+        _require_camera(arguments.camera, tasks[0], experiment)
     try:
         evaluation = evaluate(
             policy,
@@ -90,8 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
         )
     except EvaluationError as error:
         raise CommandFailed(f"{path}: {error}") from None
-    _make_folder(arguments.out)
-    written = _write_pictures(arguments, experiment, evaluation)
+    except RenderingUnavailable as error:
+        raise CommandFailed(f"{path}: the policy reads pixels: {error}") from None
     report = {
         "checkpoint": path.name,
         "run": manifest.run,
@@ -100,7 +103,12 @@ def run(arguments: argparse.Namespace) -> int:
         **evaluation.report(),
     }
     report_file = arguments.out / "evaluation.json"
-    report_file.write_text(json.dumps(report, indent=2) + "\n")
+    _make_folder(arguments.out)
+    try:
+        written = _write_pictures(arguments, experiment, evaluation)
+        report_file.write_text(json.dumps(report, indent=2) + "\n")
+    except OSError as error:
+        raise CommandFailed(f"--out: cannot write to {arguments.out}: {error}") from None
     for episode in evaluation.episodes:
         where = f"{episode.task}, " if len(tasks) > 1 else ""
         print(
@@ -165,6 +173,15 @@ def _context(
         raise CommandFailed(f"--context: {error}", exit_codes.CONFIGURATION) from None
 
 
+def _require_camera(camera: int, task: str, experiment: Experiment) -> None:
+    from apprentice.evaluation import require_camera
+
+    try:
+        require_camera(task, experiment.environment, camera)
+    except ValueError as error:
+        raise CommandFailed(f"--camera: {error}", exit_codes.CONFIGURATION) from None
+
+
 def _write_pictures(
     arguments: argparse.Namespace, experiment: Experiment, evaluation: Evaluation
 ) -> list[Path]:
@@ -173,7 +190,7 @@ def _write_pictures(
         return []
     from apprentice.environments import RenderingUnavailable, environment_spec
     from apprentice.evaluation import playback_fps
-    from apprentice.video import encode_gif, encode_mp4, encode_webp
+    from apprentice.video import EncodingError, encode_gif, encode_mp4, encode_webp
 
     encode = {"mp4": encode_mp4, "gif": encode_gif, "webp": encode_webp}[arguments.format]
     rate = playback_fps(
@@ -193,6 +210,8 @@ def _write_pictures(
             encode(frames, rate, video)
         except RenderingUnavailable as error:
             raise CommandFailed(f"{error}; --format json needs no rendering") from None
+        except EncodingError as error:
+            raise CommandFailed(f"{video}: {error}; --format json needs no pictures") from None
         print(f"{video.name}: {time.monotonic() - begun:.1f} s", file=sys.stderr)
         written.append(video)
     return written

@@ -46,6 +46,8 @@ log = structlog.get_logger()
 
 router = APIRouter()
 DISCONNECT_SECONDS = 0.25
+MOST_TRIES = 3
+"""Of a request whose checkpoint the learner removes while it waits for a worker."""
 WRONG = "A parameter is wrong."
 FAILURES = described(
     {
@@ -80,16 +82,29 @@ class ClientGone(Exception):
 async def evaluate(query: Annotated[EvaluateQuery, Query()], request: Request) -> Response:
     """Run a checkpoint's policy and answer with the rollout itself."""
     catalogue: Catalogue = request.app.state.catalogue
-    cache: MediaCache = request.app.state.cache
     names = [query.checkpoint]
     if query.beside is not None and query.beside != EXPERT:
         names.append(query.beside)
-    try:
-        entries = [await asyncio.to_thread(catalogue.resolve, name) for name in names]
-    except UnknownCheckpoint as error:
-        return problem(404, "No such checkpoint", str(error))
-    except InvalidCheckpointId as error:
-        return problem(422, "Not a checkpoint id", str(error))
+    for _ in range(MOST_TRIES):
+        try:
+            entries = [await asyncio.to_thread(catalogue.resolve, name) for name in names]
+        except UnknownCheckpoint as error:
+            return problem(404, "No such checkpoint", str(error))
+        except InvalidCheckpointId as error:
+            return problem(422, "Not a checkpoint id", str(error))
+        answer = await _evaluated(query, entries, request)
+        # What `latest` and `best` mean may have been removed since; by now they mean another.
+        if answer.status_code != 422 or all(entry.path.is_dir() for entry in entries):
+            break
+    return answer
+
+
+async def _evaluated(
+    query: EvaluateQuery, entries: list[CheckpointEntry], request: Request
+) -> Response:
+    """Answer with the rollout of these checkpoints, kept or made now."""
+    catalogue: Catalogue = request.app.state.catalogue
+    cache: MediaCache = request.app.state.cache
     expert: ExpertEpisode | None = None
     if query.beside == EXPERT and not await asyncio.to_thread(
         keeps_context, catalogue, entries[0].run

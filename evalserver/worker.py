@@ -111,6 +111,7 @@ class Worker:
     def _roll_out(
         request: dict[str, Any], task: str, side: Side, context: ContextChoice | None
     ) -> Rollout:
+        from apprentice.environments import RenderingUnavailable
         from apprentice.evaluation import EvaluationError, EvaluationTimeout, evaluate
 
         experiment = side.experiment
@@ -131,6 +132,8 @@ class Worker:
             raise Answerable(504, str(error)) from error
         except EvaluationError as error:
             raise Answerable(422, str(error)) from error
+        except RenderingUnavailable as error:
+            raise Answerable(503, f"the policy reads pixels: {error}") from error
         quality = experiment.evaluation.quality
         return Rollout(task, experiment.environment, quality, side.steps, evaluation)
 

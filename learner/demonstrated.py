@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import structlog
 import torch
 
 from apprentice.config import Experiment
@@ -15,6 +17,7 @@ from apprentice.config_family import SplitName
 from apprentice.demonstrations.choosing import (
     find_demonstrations,
     require_family,
+    require_fit,
     split_demonstrations,
 )
 from apprentice.demonstrations.context import ContextLibrary, TrainContext, train_context
@@ -26,6 +29,8 @@ from apprentice.demonstrations.reading import read_demonstrations
 from apprentice.runs import EXPERT_EPISODE, EXPERT_RECORD
 from apprentice.trajectories import save_trajectory
 from apprentice.types import EnvironmentSpec, Trajectory, Transition
+
+log = structlog.get_logger()
 
 
 class ExpertRows(Protocol):
@@ -119,6 +124,8 @@ def load_demonstrated(
     settings = experiment.imitation.demonstrations
     path = find_demonstrations(settings.file, experiment.task)
     demonstrations = read_demonstrations(path, spec)
+    require_fit(str(path), demonstrations, experiment)
+    _warn_of_clipped(str(path), [demonstrations])
     train, held_out = split_demonstrations(
         demonstrations, settings.episodes, settings.held_out, settings.seed
     )
@@ -154,6 +161,7 @@ def _load_family(
     """
     settings = experiment.imitation.demonstrations
     family = require_family(experiment)
+    _warn_of_clipped(str(settings.file), list(family.sets.values()))
     keys = tuple(spec.observation)
 
     def rows(split: SplitName, episodes: int | None, subsampling: int) -> DemonstrationDataset:
@@ -205,6 +213,17 @@ def _load_family(
         first,
     )
     return demonstrated, record
+
+
+def _warn_of_clipped(source: str, sets: Sequence[DemonstrationSet]) -> None:
+    """Log the share of action entries that are not quite the expert's."""
+    clipped = sum(found.clipped_share * found.num_steps for found in sets)
+    if clipped > 0.0:
+        log.warning(
+            "demonstrations lack pre-tanh actions, and some were cut before atanh",
+            source=source,
+            share=clipped / sum(found.num_steps for found in sets),
+        )
 
 
 def _shown(experiment: Experiment, family: FamilyDemonstrations) -> TrainContext | None:

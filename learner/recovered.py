@@ -22,30 +22,39 @@ PREFIX = "imitation."
 class RecoveredReward:
     """A discriminator that no longer learns."""
 
-    def __init__(self, checkpoint: str, device: torch.device, spec: EnvironmentSpec | None) -> None:
-        """Load it; with `spec` the environment must be the same. Raises ValueError."""
+    def __init__(
+        self,
+        checkpoint: str,
+        device: torch.device,
+        spec: EnvironmentSpec | None,
+        name: str = "imitation.reward.recovered_checkpoint",
+    ) -> None:
+        """Load it; with `spec` it must be the same environment, that shows what is judged.
+
+        Raises ValueError, which calls the checkpoint `name`.
+        """
         path = Path(checkpoint)
         try:
             manifest = verify_checkpoint(path)
             experiment = experiment_of(manifest)
             tensors = read_tensors(path, "networks", manifest)
         except CheckpointError as error:
-            raise ValueError(f"imitation.reward.recovered_checkpoint: {error}") from error
-        if not experiment.imitation.adversarial:
+            raise ValueError(f"{name}: {error}") from error
+        imitation = experiment.imitation
+        if not imitation.adversarial or imitation.reward.override == "recovered":
             raise ValueError(
-                "imitation.reward.recovered_checkpoint: expected a run that learned a reward, found one with "
-                f"method {experiment.imitation.method!r}"
+                f"{name}: expected a run that learned a reward, found one with method {imitation.method!r} and reward "
+                f"override {imitation.reward.override!r}"
+            )
+        if experiment.infers_task:
+            raise ValueError(
+                f"{name}: expected a run whose reward is of one task, found one that reads 'latent', which its own "
+                "encoder makes of demonstrations"
             )
         self.experiment = experiment
         self.spec = EnvironmentSpec.from_dict(manifest.environment)
-        if spec is not None and (spec.task, spec.action_repeat) != (
-            self.spec.task,
-            self.spec.action_repeat,
-        ):
-            raise ValueError(
-                f"imitation.reward.recovered_checkpoint: expected one of {spec.task} with action repeat "
-                f"{spec.action_repeat}, found {self.spec.task} with {self.spec.action_repeat}"
-            )
+        if spec is not None:
+            self._require_same(spec, name)
         plain = experiment.model_copy(
             update={"learner": experiment.learner.model_copy(update={"compile": "off"})}
         )
@@ -56,6 +65,24 @@ class RecoveredReward:
         self._judge.load_networks(
             {k.removeprefix(PREFIX): t for k, t in tensors.items() if k.startswith(PREFIX)}
         )
+
+    def _require_same(self, spec: EnvironmentSpec, name: str) -> None:
+        """Raise ValueError where an environment is another, or does not show what is judged."""
+        own = self.spec
+        if (spec.task, spec.action_repeat) != (own.task, own.action_repeat):
+            raise ValueError(
+                f"{name}: expected one of {spec.task} with action repeat {spec.action_repeat}, found {own.task} with "
+                f"{own.action_repeat}"
+            )
+        reads = self.experiment.reads
+        airl = self.experiment.imitation.method == "airl"
+        for key in dict.fromkeys(reads.discriminator + (reads.policy if airl else ())):
+            if spec.observation.get(key) != own.observation[key]:
+                shown = {k: list(found.shape) for k, found in spec.observation.items()}
+                raise ValueError(
+                    f"{name}: expected one that judges what the run reads ({shown}), found one that judges {key!r} "
+                    f"{list(own.observation[key].shape)}; set reads and environment to the earlier run's"
+                )
 
     def __call__(self, batch: Transition) -> torch.Tensor:
         """Return the reward [B] of each row."""

@@ -29,7 +29,7 @@ def reward_map(checkpoint: Path, x: Axis, y: Axis, size: int, seed: int = 0) -> 
     All other coordinates are those that the episode `seed` starts with; where the reward reads actions they
     are the policy's likeliest. Raises ValueError where the reward reads more than one state.
     """
-    recovered = RecoveredReward(str(checkpoint), torch.device("cpu"), None)
+    recovered = RecoveredReward(str(checkpoint), torch.device("cpu"), None, str(checkpoint))
     experiment, spec = recovered.experiment, recovered.spec
     if set(spec.observation) != {"state"}:
         raise ValueError(f"expected a run that reads `state`, found {sorted(spec.observation)}")

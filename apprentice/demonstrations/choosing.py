@@ -10,9 +10,11 @@ from apprentice.config import Experiment
 from apprentice.config_family import SPLITS
 from apprentice.demonstrations.bundled import BUNDLED, bundled_names
 from apprentice.demonstrations.family import FamilyDemonstrations, read_family
-from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
+from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet, refused
 from apprentice.demonstrations.reading import read_demonstrations
 from apprentice.environments.families import task_split
+from apprentice.suite_tasks import terminates
+from apprentice.types import Ending, EnvironmentSpec
 
 
 def find_demonstrations(reference: str | None, task: str) -> Path:
@@ -74,8 +76,12 @@ def require_demonstrations(experiment: Experiment) -> None:
     demonstrations = read_demonstrations(path)
     split_demonstrations(demonstrations, settings.episodes, settings.held_out, settings.seed)
     spec = demonstrations.metadata.spec
-    if spec is None:
-        return
+    if spec is not None:
+        _require_task(path, spec, experiment)
+    require_fit(str(path), demonstrations, experiment)
+
+
+def _require_task(path: Path, spec: EnvironmentSpec, experiment: Experiment) -> None:
     found = {"task": spec.task_id, "environment.action_repeat": spec.action_repeat}
     expected = {
         "task": experiment.task,
@@ -88,6 +94,32 @@ def require_demonstrations(experiment: Experiment) -> None:
             raise DemonstrationError(
                 f"{path}: {name}: expected {value!r} as in the experiment, found {found[name]!r}"
                 + (advice if name == "task" else "")
+            )
+
+
+def require_fit(source: str, demonstrations: DemonstrationSet, experiment: Experiment) -> None:
+    """Raise DemonstrationError where episodes end, or pixels were drawn, as an experiment's never are."""
+    for number, episode in enumerate(demonstrations.trajectories):
+        if episode.ending == Ending.TERMINATED and not terminates(experiment.task):
+            raise refused(
+                source,
+                f"terminations, episode {number}",
+                f"none, since {experiment.task} cannot terminate",
+                "one at the last step; where the episode was only cut, it belongs in `truncations`",
+            )
+    spec, found = demonstrations.metadata.spec, demonstrations.metadata.settings
+    if spec is None or "pixels" not in spec.observation:
+        return
+    if "pixels" not in experiment.observation_keys:
+        return
+    for name in ("camera", "render_quality"):
+        wanted, drawn = getattr(experiment.environment, name), getattr(found, name)
+        if wanted != drawn:
+            raise refused(
+                source,
+                f"environment.{name}",
+                f"{wanted!r} as in the experiment",
+                f"{drawn!r}; `apprentice demos render` draws the same episodes again",
             )
 
 
@@ -122,6 +154,8 @@ def require_family(experiment: Experiment) -> FamilyDemonstrations:
             raise DemonstrationError(
                 f"{where}: expected demonstrations of all {name} tasks, found none of {sorted(missing)[:3]}"
             )
+    for task_id, demonstrations in family.sets.items():
+        require_fit(task_id, demonstrations, experiment)
     fewest = min(len(task.query) for task in family.tasks("train"))
     if settings.episodes is not None and settings.episodes > fewest:
         raise DemonstrationError(

@@ -9,6 +9,7 @@ import shutil
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,11 @@ _TORN = (
 def export_npz(path: Path, demonstrations: DemonstrationSet) -> None:
     """Write one array a field, episodes one after the other, with `lengths` [N] to cut them by.
 
-    Observations have one row more an episode than steps.
+    Observations have one row more an episode than steps. Raises DemonstrationError where episodes have different
+    model fields, and OSError.
     """
     episodes = demonstrations.trajectories
+    _require_same_fields(path, episodes)
     arrays = {name: np.concatenate([getattr(e, name) for e in episodes]) for name in _STEPS}
     for key in episodes[0].observation:
         arrays[f"observation.{key}"] = np.concatenate([e.observation[key] for e in episodes])
@@ -67,6 +70,21 @@ def export_npz(path: Path, demonstrations: DemonstrationSet) -> None:
         stage.replace(path)
     finally:
         stage.unlink(missing_ok=True)
+
+
+def _require_same_fields(path: Path, episodes: Sequence[Trajectory]) -> None:
+    """Refuse episodes whose model fields do not make one array a field."""
+
+    def shapes(episode: Trajectory) -> dict[str, list[int]]:
+        return {name: list(value.shape) for name, value in sorted(episode.model_fields.items())}
+
+    first = shapes(episodes[0])
+    for number, episode in enumerate(episodes):
+        if shapes(episode) != first:
+            found = f"{shapes(episode)}; `--format minari` keeps each episode's own"
+            raise refused(
+                path, f"model_fields, episode {number}", f"{first} as in episode 0", found
+            )
 
 
 def import_npz(path: Path) -> DemonstrationSet:

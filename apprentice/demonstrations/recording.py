@@ -20,9 +20,17 @@ from apprentice.demonstrations.format import (
     DemonstrationMetadata,
     DemonstrationSet,
     Expert,
+    refused,
 )
-from apprentice.environments import environment_spec, rebuild_environment
+from apprentice.environments import (
+    Environment,
+    UnknownTask,
+    environment_spec,
+    rebuild_environment,
+)
 from apprentice.environments.families import task_split
+from apprentice.environments.renderer import camera_index
+from apprentice.environments.tasks import load_task
 from apprentice.evaluation import Episode, evaluate
 from apprentice.networks import Policy, UniformPolicy
 from apprentice.types import EnvironmentSpec, Trajectory
@@ -30,7 +38,7 @@ from apprentice.types import EnvironmentSpec, Trajectory
 RANDOM_EPISODES = 40
 """At most, and never more than of the expert."""
 FIRST_SEED = 1_000_000
-"""Of recorded episodes: evaluations count from 0, so that none starts where a demonstration did."""
+"""Of recorded episodes: whoever evaluates counts from elsewhere, so that none starts where a demonstration did."""
 
 
 def record_demonstrations(
@@ -217,7 +225,8 @@ def render_demonstrations(
     """Return the same episodes with `pixels` [L + 1, H, W, 3] of every state, drawn from physics states.
 
     Size, camera, quality and frame stack are those of `settings`; nothing is simulated again. Raises
-    DemonstrationError where states are missing or are another MuJoCo's.
+    DemonstrationError where states are missing or are another MuJoCo's, where they or model fields do not fit the
+    task's model, and where that has no such camera.
     """
     spec = demonstrations.metadata.spec
     if spec is None or demonstrations.trajectories[0].physics_state.shape[1] == 0:
@@ -233,8 +242,12 @@ def render_demonstrations(
             "family": demonstrations.metadata.settings.family,
         }
     )
-    environment = rebuild_environment(spec, ("state",), settings)
     try:
+        environment = rebuild_environment(spec, ("state",), settings)
+    except UnknownTask as error:
+        raise DemonstrationError(f"task: {error}") from None
+    try:
+        _require_drawable(demonstrations, environment, settings)
         episodes = []
         for episode in demonstrations.trajectories:
             environment.restore(episode.physics_state[0], episode.model_fields)
@@ -258,6 +271,30 @@ def render_demonstrations(
         }
     )
     return DemonstrationSet(metadata, tuple(episodes), demonstrations.clipped_share)
+
+
+def _require_drawable(
+    demonstrations: DemonstrationSet, environment: Environment, settings: EnvironmentSettings
+) -> None:
+    """Raise DemonstrationError where episodes are of another model, or the model has no such camera."""
+    model = load_task(environment.task, 0, settings.family).physics.model.ptr
+    try:
+        camera_index(model, settings.camera)
+    except ValueError as error:
+        raise DemonstrationError(f"environment.camera: {error}") from None
+    task, size = environment.task.task_id, len(environment.physics_state())
+    for number, episode in enumerate(demonstrations.trajectories):
+        states = episode.physics_state.shape
+        if states[1:] != (size,):
+            wanted = f"shape [{states[0]}, {size}] as {task} has it"
+            raise refused(f"episode {number}", "physics_state", wanted, f"shape {list(states)}")
+        for name, value in episode.model_fields.items():
+            field, own = f"model_fields/{name}", getattr(model, name, None)
+            if not isinstance(own, np.ndarray):
+                raise refused(f"episode {number}", field, f"a field of {task}'s model", "none")
+            if value.shape != own.shape:
+                wanted = f"shape {list(own.shape)} as {task} has it"
+                raise refused(f"episode {number}", field, wanted, f"shape {list(value.shape)}")
 
 
 def _spec_with(

@@ -237,6 +237,11 @@ class Environment:
         unknown = sorted(set(model_fields) - set(compiled))
         if unknown:
             raise ValueError(f"expected fields of this task's model, found {unknown}")
+        for name, value in model_fields.items():
+            if value.shape != compiled[name].shape:
+                raise ValueError(
+                    f"{name}: expected shape {list(compiled[name].shape)}, found {list(value.shape)}"
+                )
         for name in self.model_fields().keys() | model_fields.keys():
             getattr(self._model, name)[:] = model_fields.get(name, compiled[name])
         self.set_physics_state(physics_state)

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from apprentice.config import Experiment
+from apprentice.environments import RenderingBackend
 from apprentice.runs import RunFolder
+from apprentice.video import EncodingError
 from cli.evaluate import find_checkpoint
 from cli.failure import CommandFailed
-from cli.main import parse
+from cli.main import main, parse
+from tests.evalserver.serving import make_run, needs_graphics
 
 
 @pytest.fixture
@@ -58,3 +62,57 @@ def test_senseless_numbers_are_refused_before_anything_is_loaded(
         parse(["evaluate", "--out", "rollouts", *flags])
     assert caught.value.code == 2
     assert flags[0] in capsys.readouterr().err
+
+
+def evaluate(runs: Path, out: Path, *flags: str) -> int:
+    """Evaluate the newest checkpoint for a few steps, in small pictures."""
+    small = ["--max-steps", "3", "--width", "32", "--height", "32", "--no-frames"]
+    return main(["evaluate", "--runs", str(runs), "--out", str(out), *small, *flags])
+
+
+def test_an_unknown_camera_is_refused_before_an_episode_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("no episode is to be run")
+
+    monkeypatch.setattr("apprentice.evaluation.evaluate", never)
+    make_run(tmp_path, "reach", "reacher-easy")
+    assert evaluate(tmp_path, tmp_path / "out", "--camera", "99") == 78
+    said = capsys.readouterr().err
+    assert "--camera: expected a camera out of -1 (free), 0 'fixed', 1 'hand'; found 99" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_that_reads_pixels_where_nothing_draws_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing = RenderingBackend("none", "egl: no driver. To mend it: apt-get install x")
+    monkeypatch.setattr("apprentice.environments.renderer.probe_rendering", lambda: nothing)
+    make_run(tmp_path, "sees", "reacher-easy", reads=("pixels",))
+    assert evaluate(tmp_path, tmp_path / "out", "--format", "json") == 1
+    said = capsys.readouterr().err
+    assert "the policy reads pixels: nothing here can draw" in said
+    assert "apt-get install x" in said
+
+
+@needs_graphics
+def test_pictures_that_cannot_be_written_or_encoded_end_the_command_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path, "reach", "reacher-easy")
+    out = tmp_path / "out"
+    (out / "episode-000.mp4").mkdir(parents=True)
+    assert evaluate(tmp_path, out) == 1
+    assert f"--out: cannot write to {out}: " in capsys.readouterr().err
+    (out / "evaluation.json").mkdir()
+    assert evaluate(tmp_path, out, "--format", "json") == 1
+    assert f"--out: cannot write to {out}: " in capsys.readouterr().err
+
+    def broken(*_: Any) -> bytes:
+        raise EncodingError("gif could not be encoded")
+
+    monkeypatch.setattr("apprentice.video.encode_gif", broken)
+    assert evaluate(tmp_path, out, "--format", "gif") == 1
+    said = capsys.readouterr().err
+    assert "episode-000.gif: gif could not be encoded; --format json needs no pictures" in said

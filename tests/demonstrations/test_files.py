@@ -312,6 +312,31 @@ def test_numpy_archives_go_there_and_back(tmp_path: Path) -> None:
         import_npz(path)
 
 
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({}, "found {}; "),
+        ({"geom_pos": np.zeros((5, 3))}, r"found {'geom_pos': \[5, 3\]}; "),
+        (
+            {"geom_pos": np.zeros((4, 3)), "site_pos": np.zeros((1, 3))},
+            r"found {'geom_pos': \[4, 3\], 'site_pos': \[1, 3\]}; ",
+        ),
+    ],
+)
+def test_episodes_with_different_model_fields_make_no_archive(
+    tmp_path: Path, fields: dict[str, np.ndarray], found: str
+) -> None:
+    whole = demonstrations(3)
+    other = whole.trajectories[1]._replace(model_fields=fields)
+    mixed = replace(whole, trajectories=(whole.trajectories[0], other, whole.trajectories[2]))
+    expected = r"model_fields, episode 1: expected {'geom_pos': \[4, 3\]} as in episode 0, "
+    with pytest.raises(DemonstrationError, match=f"{expected}{found}`--format minari`"):
+        export_npz(tmp_path / "demos.npz", mixed)
+    assert list(tmp_path.iterdir()) == []
+    write_demonstrations(tmp_path / "demos.hdf5", mixed)
+    assert_same(read_demonstrations(tmp_path / "demos.hdf5"), mixed)
+
+
 def test_a_folder_for_minari_holds_what_minari_asks_for(tmp_path: Path) -> None:
     import json
 

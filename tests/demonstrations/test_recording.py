@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,66 @@ def test_other_versions_states_are_not_drawn() -> None:
         render_demonstrations(old, SMALL)
 
 
+def drawable(**changes: Any) -> DemonstrationSet:
+    """Return an episode of reacher-easy that this MuJoCo can draw, with other fields."""
+    bundled = read_demonstrations(find_demonstrations("reacher-easy", ""))
+    metadata = bundled.metadata.model_copy(update={"mujoco": versions()["mujoco"]})
+    return DemonstrationSet(metadata, (bundled.trajectories[0]._replace(**changes),))
+
+
+def of_unknown_task() -> DemonstrationSet:
+    known = drawable()
+    environment = {**(known.metadata.environment or {}), "task_id": "reacher-esy"}
+    metadata = known.metadata.model_copy(update={"environment": environment})
+    return DemonstrationSet(metadata, known.trajectories)
+
+
+@pytest.mark.parametrize(
+    ("make", "camera", "message"),
+    [
+        (
+            drawable,
+            "9",
+            "environment.camera: expected a camera out of -1 (free), 0 'fixed', 1 'hand'; found 9",
+        ),
+        (
+            of_unknown_task,
+            "0",
+            "task: expected a task of the DeepMind Control Suite as 'domain-task', found 'reacher-e",
+        ),
+        (
+            lambda: drawable(physics_state=np.zeros((251, 34))),
+            "0",
+            "episode 0: physics_state: expected shape [251, 35] as reacher-easy has it, found shape [251, 34]",
+        ),
+        (
+            lambda: drawable(model_fields={"geom_place": np.zeros((10, 3))}),
+            "0",
+            "episode 0: model_fields/geom_place: expected a field of reacher-easy's model, found none",
+        ),
+        (
+            lambda: drawable(model_fields={"geom_pos": np.zeros((4, 3))}),
+            "0",
+            "episode 0: model_fields/geom_pos: expected shape [10, 3] as reacher-easy has it, found shape [4, 3]",
+        ),
+        (  # NumPy would broadcast it.
+            lambda: drawable(model_fields={"geom_pos": np.zeros((1, 3))}),
+            "0",
+            "episode 0: model_fields/geom_pos: expected shape [10, 3] as reacher-easy has it, found shape [1, 3]",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_the_command(
+    make: Callable[[], DemonstrationSet], camera: str, message: str, tmp_path: Path, capsys: Any
+) -> None:
+    path, out = tmp_path / "states.hdf5", tmp_path / "pixels.hdf5"
+    write_demonstrations(path, make())
+    asked = ["demos", "render", str(path), "--camera", camera, "--out", str(out)]
+    assert main([*asked, "--width", "32", "--height", "32"]) == 78
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_every_bundled_file_fits_its_own_task_and_no_other() -> None:
     for task, name in itertools.product(bundled_names(), bundled_names()):
         found = read_demonstrations(find_demonstrations(name, ""))
@@ -126,6 +186,17 @@ def test_recorded_episodes_are_whole_and_state_their_expert(tmp_path: Path) -> N
     assert found.metadata.random_return is not None
     with pytest.raises(DemonstrationError, match="expected 1 with a return of 1000000000.0"):
         record_demonstrations(checkpoint, 1, measured_episodes=1, minimum_return=1e9)
+
+
+def test_a_split_into_one_file_is_refused_before_anything_is_read(
+    tmp_path: Path, capsys: Any
+) -> None:
+    path = tmp_path / "both.hdf5"
+    split = ["demos", "split", str(tmp_path / "nothing.hdf5"), "--held-out", "1"]
+    again = tmp_path / "x" / ".." / "both.hdf5"
+    assert main([*split, "--train", str(path), "--test", str(again)]) == 78
+    assert "--test: expected another file than --train's" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_commands_make_look_at_and_split_a_file(tmp_path: Path, capsys: Any) -> None:

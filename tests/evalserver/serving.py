@@ -20,7 +20,8 @@ import pytest
 import torch
 
 from apprentice.checkpoint import write_checkpoint
-from apprentice.config import EnvironmentSettings, Experiment
+from apprentice.config import EnvironmentSettings, Experiment, ReadsSettings
+from apprentice.config_base import ObservationKey
 from apprentice.environments import environment_spec, probe_rendering
 from apprentice.evaluation import Episode, evaluate
 from apprentice.networks import UniformPolicy, build_policy
@@ -95,12 +96,20 @@ class Server:
         raise AssertionError(self.log.read_text())
 
 
-def make_run(root: Path, name: str, task: str, steps: int = 100, action_repeat: int = 1) -> str:
+def make_run(
+    root: Path,
+    name: str,
+    task: str,
+    steps: int = 100,
+    action_repeat: int = 1,
+    reads: tuple[ObservationKey, ...] = ("state",),
+) -> str:
     """Make a run with one untrained checkpoint; return its id."""
     environment = EnvironmentSettings(action_repeat=action_repeat)
-    experiment = Experiment(name=name, task=task, environment=environment)
+    keys = ReadsSettings(policy=reads, critic=reads)
+    experiment = Experiment(name=name, task=task, environment=environment, reads=keys)
     folder = RunFolder.create(root, experiment)
-    spec = environment_spec(task, ("state",), experiment.environment)
+    spec = environment_spec(task, reads, experiment.environment)
     torch.manual_seed(0)
     write_checkpoint(
         folder.checkpoints,

@@ -116,7 +116,7 @@ def test_sampled_actions_are_not_the_likeliest(server: Server, run: str) -> None
 
 @needs_graphics
 def test_every_camera_shows_another_picture(server: Server, run: str) -> None:
-    """reacher has one camera of its own, `fixed`; -1 is the free one."""
+    """reacher has two cameras of its own, `fixed` and `hand`; -1 is the free one."""
     pictures = [
         server.get(
             "/evaluate",

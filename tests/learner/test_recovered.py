@@ -13,7 +13,7 @@ import torch
 
 from apprentice.checkpoint import write_checkpoint
 from apprentice.config import Experiment
-from apprentice.environments import environment_spec
+from apprentice.environments import environment_spec, experiment_specs
 from apprentice.networks.encoder import ABSORBING
 from apprentice.types import ArraySpec, EnvironmentSpec, Transition
 from cli.main import main
@@ -23,6 +23,7 @@ from learner.learning import Learning
 from learner.recovered import RecoveredReward
 from learner.resuming import checkpoint_state
 from learner.reward_map import Axis, reward_map
+from tests.family_cases import family_experiment
 from tests.learner.test_learning import CPU
 
 TASK = "pendulum-swingup"
@@ -128,6 +129,60 @@ def test_a_checkpoint_without_a_learned_reward_is_refused(tmp_path: Path) -> Non
     other = environment_spec("cartpole-swingup", ("state",), experiment("dac").environment)
     with pytest.raises(ValueError, match="expected one of cartpole-swingup"):
         RecoveredReward(str(path), CPU, other)
+
+
+def test_a_discriminator_that_judges_what_the_run_does_not_see_is_refused(tmp_path: Path) -> None:
+    path, _ = checkpoint(tmp_path, "dac")
+    for observation, found in (
+        ({"pixels": ArraySpec((3, 84, 84, 3), "uint8")}, r"{'pixels': \[3, 84, 84, 3\]}"),
+        ({"state": ArraySpec((4,), "float32")}, r"{'state': \[4\]}"),
+    ):
+        message = (
+            r"imitation.reward.recovered_checkpoint: expected one that judges what the run reads "
+            rf"\({found}\), found one that judges 'state' \[3\]; set reads and environment"
+        )
+        with pytest.raises(ValueError, match=message):
+            RecoveredReward(str(path), CPU, replace(spec(), observation=observation))
+
+
+def test_a_reward_that_was_itself_recovered_is_refused(tmp_path: Path) -> None:
+    earlier, _ = checkpoint(tmp_path / "earlier", "dac")
+    reward = {"override": "recovered", "recovered_checkpoint": str(earlier)}
+    path, _ = checkpoint(tmp_path / "later", "dac", reward=reward)
+    with pytest.raises(ValueError, match="found one with method 'dac' and reward override 'recov"):
+        RecoveredReward(str(path), CPU, spec())
+
+
+def latent_checkpoint(folder: Path) -> Path:
+    """Make a checkpoint of a run whose discriminator is told what a context encoder infers."""
+    made = family_experiment()
+    return write_checkpoint(
+        folder,
+        run="test",
+        steps=5,
+        updates=5,
+        policy_version=1,
+        experiment=made,
+        environment=experiment_specs(made.task, made.observation_keys, made.environment)[0],
+        tensors={"networks": {"imitation.discriminator": torch.zeros(1)}},
+        state={},
+    )
+
+
+def test_the_command_names_the_checkpoint_that_has_no_reward_to_draw(
+    tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "map.svg"
+    for path, message in (
+        (checkpoint(tmp_path / "sac", "none")[0], "found one with method 'none'"),
+        (checkpoint(tmp_path / "bc", "bc")[0], "found one with method 'bc'"),
+        (latent_checkpoint(tmp_path / "latent"), "found one that reads 'latent'"),
+    ):
+        assert main(["heatmap", "--checkpoint", str(path), "--out", str(out)]) == 78
+        said = capsys.readouterr().err
+        assert said.startswith(f"apprentice heatmap: {path}: expected a run ")
+        assert message in said
+        assert "recovered_checkpoint" not in said
 
 
 def test_the_map_shows_the_reward_where_it_says(tmp_path: Path) -> None:
