@@ -52,7 +52,9 @@ def start(
     profile, incarnation = Profile(), secrets.randbits(64) | 1
     try:
         with ExitStack() as stack:
-            token = None if token_file is None else read_token(token_file, TOKEN_SECONDS)
+            token = None
+            if token_file is not None:
+                token = read_token(token_file, TOKEN_SECONDS, lambda: reason_to_stop() is not None)
             client = LearnerClient(learner, CALL_SECONDS, token)
             stack.callback(client.close)
             membership = join(client, incarnation, slot, JOIN_SECONDS, reason_to_stop)
@@ -78,6 +80,8 @@ def start(
             log.info("the actor leaves", reason=reason, steps=progress.steps)
             return 0
     except (NotAuthorised, TokenError) as error:
+        if reason_to_stop() is not None:
+            return 0
         log.error("the learner does not let this actor in", reason=str(error))
         return exit_codes.CONFIGURATION
     except (DoesNotFit, ReplayMismatch, MetricsPortError) as error:
@@ -209,7 +213,7 @@ class _Serving:
             )
 
         def build(task: int, number: int) -> Environment:
-            seed = seeds[number % len(seeds)] + 7919 * task
+            seed = task_seed(seeds[number % len(seeds)], task)
             environment = make_environment(specs[task].task_id, seed, keys, settings)
             stack.callback(environment.close)
             return environment
@@ -225,3 +229,8 @@ def environment_seeds(seed: int, slot: int, incarnation: int, num: int) -> list[
     """Return seeds for policy, uniform policy and `num` environments, of no other start of an actor."""
     words = [seed, slot, incarnation & 0xFFFF_FFFF, incarnation >> 32]
     return [int(word) for word in np.random.SeedSequence(words).generate_state(num + 2)]
+
+
+def task_seed(seed: int, task: int) -> int:
+    """Return the seed of an environment of a family's task, from 0 to 2**32 - 1; the first task keeps `seed`."""
+    return (seed + 7919 * task) % 2**32

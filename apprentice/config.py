@@ -145,8 +145,8 @@ class SACSettings(Settings):
     max_gradient_norm: float | None = Field(None, gt=0)
     """Clip the gradient of each network to this norm; null means no clipping."""
     policy_average_tau: float | None = Field(None, gt=0, le=1)
-    """Rate at which a slow average follows the policy: checkpoints then hold the average, which is evaluated and
-    shown, while actors explore with the policy itself; null keeps none."""
+    """Rate at which a slow average follows the policy, and a context encoder that learns beside it: checkpoints then
+    hold the average, which is evaluated and shown, while actors explore with the policy itself; null keeps none."""
     trust_region: Literal["none", "penalty", "constraint"] = "none"
     """Hold the policy near a slow copy of itself: by a weight on their KL divergence, or by a bound on it."""
     trust_region_coefficient: float = Field(1.0, ge=0)
@@ -357,6 +357,11 @@ class Experiment(Settings):
             raise ValueError(
                 "environment.family.gamma: expected sac.gamma, or the shaping would change which policy is best; "
                 f"found {family.gamma} and {self.sac.gamma}"
+            )
+        if self.is_family and "pixels" in self.observation_keys:
+            raise ValueError(
+                f"reads: expected no 'pixels' with the family {self.task}, whose transitions are drawn from many rings "
+                f"without frames; found {list(self.observation_keys)}: leave them out, or train on one task by its id"
             )
         if self.is_family and self.replay.sampling != "transitions":
             raise ValueError(

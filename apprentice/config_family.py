@@ -23,12 +23,12 @@ class FamilySettings(Settings):
     num_test: int = Field(16, ge=1, le=1000)
     """Meta-test tasks of a division that draws them."""
     shaping: bool = True
-    """Add potential-based shaping to the reward that trains, where the family has a potential; returns that are
-    reported never contain it."""
+    """Add potential-based shaping to the reward that trains, where the family has a potential; evaluations never
+    contain it, `actor/episode_return` does."""
     gamma: float = Field(0.98, gt=0, lt=1)
     """Discount factor of the shaping; must be the agent's, `sac.gamma`."""
     show_target: bool = True
-    """Draw the goal in pictures; what learns from pixels and must infer the task wants false."""
+    """Draw the goal in pictures, and in the `pixels` that a policy of one task may read."""
 
 
 SplitName = Literal["train", "validation", "test"]

@@ -18,6 +18,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from apprentice.config import Experiment
+from apprentice.config_family import FamilySettings
 from apprentice.plain_yaml import (
     MAX_CHARACTERS,
     MAX_DEPTH,
@@ -245,8 +246,12 @@ def _validate(tree: _Tree) -> Experiment:
 
 
 def _unknown_tasks(experiments: Sequence[Experiment]) -> Iterator[str]:
-    for task in dict.fromkeys(experiment.task for experiment in experiments):
-        if task not in SUITE_TASKS and family_of(task) is None:
+    asked = dict.fromkeys((one.task, one.environment.family) for one in experiments)
+    for task, settings in asked:
+        family = family_of(task)
+        if family is not None:
+            yield from _unknown_in_family(task, family, settings)
+        elif task not in SUITE_TASKS:
             hint = (
                 did_you_mean(task, [*SUITE_TASKS, *FAMILIES])
                 or f"; there are {', '.join(SUITE_TASKS)}"
@@ -255,3 +260,21 @@ def _unknown_tasks(experiments: Sequence[Experiment]) -> Iterator[str]:
                 "task: expected a task of the DeepMind Control Suite as 'domain-task', "
                 f"found {show(task)}{hint}"
             )
+
+
+def _unknown_in_family(task: str, family: str, settings: FamilySettings) -> Iterator[str]:
+    """Say what is wrong with a division of a family, or with the one task of it that is named."""
+    # Families bring dm_control along, which takes more than a second to import.
+    from apprentice.environments.families import FamilyError, find_family_task, task_split
+
+    try:
+        task_split(family, settings)
+    except FamilyError as error:
+        yield str(error)
+        return
+    if task in FAMILIES:
+        return
+    try:
+        find_family_task(task, settings)
+    except FamilyError as error:
+        yield f"task: {error}"

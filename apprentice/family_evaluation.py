@@ -58,8 +58,9 @@ def evaluate_family(
 ) -> FamilyEvaluation:
     """Measure a checkpoint on every task of a division.
 
-    A policy that infers its task is shown each number of `sizes` that every task has; what has been measured by the
-    deadline is returned, if it is anything. Raises CheckpointError, EvaluationError and DemonstrationError.
+    A policy that infers its task is shown each number of `sizes` that every task has. Raises CheckpointError,
+    DemonstrationError and EvaluationError: EvaluationTimeout where all of it takes longer than the deadline, since a
+    part would be taken for the whole.
     """
     deadline = time.monotonic() + deadline_seconds
     policy, manifest = load_policy(checkpoint, seed=FIRST_SEED)
@@ -76,23 +77,16 @@ def evaluate_family(
         choices = [ContextChoice(library, size) for size in sizes if size <= most]
     results: list[TaskResult] = []
     for choice in choices:
-        left = deadline - time.monotonic()
-        try:
-            found = _evaluated(policy, experiment, tasks, episodes, choice, left)
-        except EvaluationTimeout:
-            if not results:
-                raise
-            break
+        found = _evaluated(policy, experiment, tasks, episodes, choice, deadline)
         results += _by_task(found, experiment, 0 if choice is None else choice.size, library)
     latent: Metrics = {}
     points: list[Point] = []
     if experiment.infers_task and library is not None:
         found_points = latent_points(policy, library)
         latent = latent_metrics(found_points, _parameters(experiment, found_points))
-        swapped = ContextChoice(library, 1, of_another_task=True)
-        with suppress(EvaluationTimeout):
-            left = deadline - time.monotonic()
-            measured = _evaluated(policy, experiment, tasks, 4, swapped, left)
+        swapped = _swapped(library, tasks, 1)
+        if swapped is not None:
+            measured = _evaluated(policy, experiment, tasks, 4, swapped, deadline)
             latent["swapped_return"] = measured.return_mean
         points = _placed(found_points)
     return FamilyEvaluation(
@@ -115,13 +109,16 @@ def periodic_latent_metrics(
 ) -> Metrics:
     """Return what is logged of a policy that infers its task beside its returns, on validation tasks.
 
-    The return with other demonstrations is left out where the deadline does not allow it.
+    The return with other demonstrations is left out where the deadline does not allow it, and where there is but one
+    validation task.
     """
     library = context_of(checkpoint)
     points = latent_points(policy, library)
     metrics = latent_metrics(points, _parameters(experiment, points))
     metrics.pop("probe_test", None)
-    choice = ContextChoice(library, experiment.context.fewest, of_another_task=True)
+    choice = _swapped(library, tasks, experiment.context.fewest)
+    if choice is None:
+        return metrics
     with suppress(EvaluationTimeout):
         swapped = evaluate(
             policy,
@@ -161,23 +158,34 @@ def _library(checkpoint: Path) -> ContextLibrary | None:
     return context_of(checkpoint) if (folder / INDEX).exists() else None
 
 
+def _swapped(library: ContextLibrary, tasks: Sequence[str], size: int) -> ContextChoice | None:
+    """Return what shows each of a division's tasks another one's demonstrations; None where there is no other."""
+    return ContextChoice(library, size, of_another_task=True) if len(tasks) > 1 else None
+
+
 def _evaluated(
     policy: Policy,
     experiment: Experiment,
     tasks: Sequence[str],
     episodes: int,
     context: ContextChoice | None,
-    deadline_seconds: float,
+    deadline: float,
 ) -> Evaluation:
-    return evaluate(
-        policy,
-        tasks,
-        range(FIRST_SEED, FIRST_SEED + episodes),
-        observation=experiment.acting_keys,
-        settings=experiment.environment,
-        deadline_seconds=deadline_seconds,
-        context=context,
-    )
+    try:
+        return evaluate(
+            policy,
+            tasks,
+            range(FIRST_SEED, FIRST_SEED + episodes),
+            observation=experiment.acting_keys,
+            settings=experiment.environment,
+            deadline_seconds=deadline - time.monotonic(),
+            context=context,
+        )
+    except EvaluationTimeout as error:
+        raise EvaluationTimeout(
+            f"expected {len(tasks)} tasks to be measured whole by the deadline, found that {error}; "
+            "`apprentice families` measures a finished run again, and allows an hour for it"
+        ) from error
 
 
 def _by_task(

@@ -83,10 +83,11 @@ def _require_demonstrations(experiment: Experiment) -> None:
         return
     from apprentice.demonstrations.choosing import require_demonstrations
     from apprentice.demonstrations.format import DemonstrationError
+    from apprentice.environments.families import FamilyError
 
     try:
         require_demonstrations(experiment)
-    except DemonstrationError as error:
+    except (DemonstrationError, FamilyError) as error:
         raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
 
 

@@ -28,7 +28,8 @@ def prepare(experiment: Experiment, runs: Path, replay_checkpoints: Path, watch:
 
     The expert learns on the division of its own file, and is recorded in the learner's: it need not be blind to the
     learner's test tasks, where it must act well to be shown. One that has been trained already is used, and one that
-    was interrupted is gone on with.
+    was interrupted is gone on with. One whose demonstrations could not be learned from is refused before it is
+    trained.
     """
     settings = experiment.imitation.demonstrations
     if experiment.imitation.method == "none" or settings.expert is None or settings.file is None:
@@ -37,6 +38,7 @@ def prepare(experiment: Experiment, runs: Path, replay_checkpoints: Path, watch:
     if out.exists():
         return
     expert = read_experiment(settings.expert)
+    _require_fitting(experiment, expert)
     folder = _newest_run(expert, runs)
     status = None if folder is None else folder.read_status()
     if status is None or status.state != "finished":
@@ -58,6 +60,59 @@ def prepare(experiment: Experiment, runs: Path, replay_checkpoints: Path, watch:
     _record(experiment, folder, out)
 
 
+def _require_fitting(experiment: Experiment, expert: Experiment) -> None:
+    """Refuse what the learner would refuse once the demonstrations are there."""
+    problem = _division_problem(experiment) or _expert_problem(experiment, expert)
+    problem = problem or _number_problem(experiment)
+    if problem is not None:
+        raise CommandFailed(problem, exit_codes.CONFIGURATION)
+
+
+def _division_problem(experiment: Experiment) -> str | None:
+    if not experiment.is_family:
+        return None
+    from apprentice.environments.families import FamilyError, task_split
+
+    try:
+        task_split(experiment.task, experiment.environment.family)
+    except FamilyError as error:
+        return str(error)
+    return None
+
+
+def _expert_problem(experiment: Experiment, expert: Experiment) -> str | None:
+    repeats = (experiment.environment.action_repeat, expert.environment.action_repeat)
+    for key, wanted, found in (
+        ("task", experiment.task, expert.task),
+        ("environment.action_repeat", *repeats),
+    ):
+        if wanted != found:
+            return (
+                f"imitation.demonstrations.expert: {key}: expected {wanted!r} as in {experiment.name}, found {found!r} "
+                f"in {expert.name}; name an expert that fits"
+            )
+    return None
+
+
+def _number_problem(experiment: Experiment) -> str | None:
+    """Say which setting asks for more episodes than would be recorded."""
+    settings, context = experiment.imitation.demonstrations, experiment.context
+    asked: dict[str, int | None] = {"imitation.demonstrations.episodes": settings.episodes}
+    if not experiment.is_family:
+        asked = {"imitation.demonstrations": (settings.episodes or 1) + settings.held_out}
+    if experiment.infers_task:
+        asked |= {"context.most": context.most, "context.episodes": context.episodes}
+        if context.information_coefficient:
+            asked["twice context.most, with context.information_coefficient"] = 2 * context.most
+    for key, number in asked.items():
+        if number is not None and number > settings.recorded:
+            return (
+                f"{key}: expected at most {settings.recorded} demonstrations, as many as "
+                f"imitation.demonstrations.recorded lets the expert make, found {number}"
+            )
+    return None
+
+
 def _newest_run(expert: Experiment, runs: Path) -> RunFolder | None:
     """Return the newest run of exactly this experiment."""
     from apprentice.experiments import ExperimentError
@@ -77,6 +132,7 @@ def _record(experiment: Experiment, folder: RunFolder, out: Path) -> None:
     from apprentice.demonstrations.format import DemonstrationError
     from apprentice.demonstrations.recording import record_demonstrations, record_family
     from apprentice.demonstrations.writing import write_demonstrations
+    from apprentice.environments.families import FamilyError
     from apprentice.evaluation import EvaluationError
 
     settings = experiment.imitation.demonstrations
@@ -99,7 +155,7 @@ def _record(experiment: Experiment, folder: RunFolder, out: Path) -> None:
         else:
             recorded = record_demonstrations(found[0], num, deadline_seconds=RECORDING_SECONDS)
             write_demonstrations(out, recorded)
-    except (CheckpointError, DemonstrationError, EvaluationError, OSError) as error:
+    except (CheckpointError, DemonstrationError, EvaluationError, FamilyError, OSError) as error:
         raise CommandFailed(
             f"the demonstrations could not be recorded: {error}", exit_codes.CONFIGURATION
         ) from None

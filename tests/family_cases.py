@@ -44,10 +44,10 @@ def family_experiment(**changes: Any) -> Experiment:
 
 
 def family_demonstrations(
-    folder: Path, num_context: int = 2, num_query: int = 1
+    folder: Path, num_context: int = 2, num_query: int = 1, **family: Any
 ) -> FamilyDemonstrations:
-    """Write episodes of chance for every task."""
-    experiment = family_experiment()
+    """Write episodes of chance for every task of the division, which `family` changes."""
+    experiment = family_experiment(environment={"family": {**FAMILY, **family}})
     split = task_split("reacher_goal", experiment.environment.family)
     recorded = {}
     for name in SPLITS:

@@ -217,6 +217,22 @@ def test_unknown_task_is_refused_with_the_nearest(write: Write) -> None:
     assert problem.startswith(expected + '"x-y"; there are acrobot-swingup, ')
 
 
+def test_a_division_and_a_task_that_a_family_does_not_have_are_refused() -> None:
+    assert _problems("reacher_goal-expert", "environment.family.split=arc") == (
+        "environment.family.split: expected one of ['arcs', 'continuous', 'standard'] for reacher_goal, found 'arc'",
+    )
+    (problem,) = _problems("reacher_goal-expert", "task=reacher_goal-x0.9")
+    assert problem.startswith(
+        "task: expected one of the 40 tasks of reacher_goal's division 'standard', found 'reacher_goal-x0.9'; did you "
+    )
+    goal = "reacher_goal-x0.200_y0.000-22ab3f31"
+    assert load_experiment("reacher_goal-expert", overrides=[f"task={goal}"]).task == goal
+    (problem,) = _problems(
+        "reacher_goal-expert", f"task={goal}", "environment.family.split=continuous"
+    )
+    assert problem.startswith("task: expected one of the 40 tasks of reacher_goal's division 'co")
+
+
 def test_known_tasks_are_those_of_the_suite() -> None:
     assert set(SUITE_TASKS) == set(suite_tasks())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from apprentice.checkpoint import load_policy
 from apprentice.config_family import SplitName
 from apprentice.demonstrations.context import ContextChoice, context_of
 from apprentice.demonstrations.family import FamilyDemonstrations
-from apprentice.evaluation import EvaluationError, evaluate
+from apprentice.evaluation import Evaluation, EvaluationError, EvaluationTimeout, evaluate
 from apprentice.family_evaluation import (
     evaluate_family,
     method_label,
@@ -20,7 +21,7 @@ from apprentice.family_evaluation import (
     write_family_evaluation,
 )
 from apprentice.latents import LatentPoint, latent_metrics, principal_plane
-from tests.family_cases import family_demonstrations, family_experiment, family_run
+from tests.family_cases import FAMILY, family_demonstrations, family_experiment, family_run
 
 TOLD = {key: ["state", "task_parameters"] for key in ("policy", "critic", "discriminator")}
 BLIND = {key: ["state"] for key in ("policy", "critic", "discriminator")}
@@ -147,6 +148,42 @@ def test_periodic_metrics_do_not_look_at_test_tasks(
     found = periodic_latent_metrics(checkpoint, policy, experiment, tasks, 0)
     assert {"probe_train", "probe_validation", "swapped_return"} <= set(found)
     assert not [name for name in found if "test" in name]
+
+
+def test_a_task_that_is_alone_is_not_shown_another_ones_demonstrations(tmp_path: Path) -> None:
+    alone = {"num_train": 2, "num_validation": 1, "num_test": 1}
+    family = family_demonstrations(tmp_path / "demos", **alone)
+    environment = {"family": {**FAMILY, **alone}}
+    _, checkpoint = family_run(tmp_path, family, environment=environment)
+    found = evaluate_family(checkpoint, episodes=1)
+    assert "probe_train" in found.latent
+    assert "swapped_return" not in found.latent
+    policy, _ = load_policy(checkpoint)
+    tasks = context_of(checkpoint).tasks("validation")
+    experiment = family_experiment(environment=environment)
+    assert "swapped_return" not in periodic_latent_metrics(checkpoint, policy, experiment, tasks, 0)
+
+
+@pytest.mark.parametrize("late", [2, 3])  # with two demonstrations shown, with another task's
+def test_what_was_not_measured_whole_by_the_deadline_is_no_result(
+    tmp_path: Path,
+    demonstrations: FamilyDemonstrations,
+    late: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, checkpoint = family_run(tmp_path, demonstrations)
+    measured: list[float] = []
+
+    def evaluate_in_time(*arguments: Any, deadline_seconds: float, **settings: Any) -> Evaluation:
+        measured.append(deadline_seconds)
+        if len(measured) == late:
+            deadline_seconds = 0.0
+        return evaluate(*arguments, deadline_seconds=deadline_seconds, **settings)
+
+    monkeypatch.setattr("apprentice.family_evaluation.evaluate", evaluate_in_time)
+    with pytest.raises(EvaluationTimeout, match="2 tasks to be measured whole .*`apprentice fam"):
+        evaluate_family(checkpoint, episodes=1)
+    assert len(measured) == late
 
 
 def points(noise: float, heeds: bool = True) -> tuple[list[LatentPoint], dict[str, np.ndarray]]:

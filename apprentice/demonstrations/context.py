@@ -132,7 +132,10 @@ class ContextChoice:
     what it is shown."""
 
     def of(self, task_id: str, seed: int) -> tuple[int, ...]:
-        """Return the numbers of what is shown in the episode `seed` of a task. Raises DemonstrationError."""
+        """Return the numbers of what is shown in the episode `seed` of a task.
+
+        Raises DemonstrationError where there are no such ones, or no other task of the division.
+        """
         if self.of_another_task:
             task_id = self._another(task_id)
         if self.numbers is not None:
@@ -142,6 +145,10 @@ class ContextChoice:
     def _another(self, task_id: str) -> str:
         split = self.library[self.library.of_task(task_id)[0]].split
         tasks = self.library.tasks(split)
+        if len(tasks) < 2:
+            raise DemonstrationError(
+                f"context: expected another {split} task with demonstrations to show, found only {task_id}"
+            )
         return tasks[(tasks.index(task_id) + max(1, len(tasks) // 2)) % len(tasks)]
 
 

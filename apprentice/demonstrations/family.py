@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from apprentice.config_family import SPLITS, FamilySettings, SplitName
@@ -20,13 +21,16 @@ from apprentice.demonstrations.digest import digest_of
 from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
 from apprentice.demonstrations.reading import read_demonstrations
 from apprentice.demonstrations.writing import write_demonstrations
+from apprentice.environments.families import FamilyError, Task, load_family, task_split
 from apprentice.setting_problems import describe_problems
+from apprentice.suite_tasks import FAMILIES
 from apprentice.types import Trajectory
 
 INDEX: Final = "family.json"
 Role = Literal["context", "query"]
 ROLES: Final[tuple[Role, ...]] = ("context", "query")
 _LARGEST_INDEX_BYTES: Final = 4 << 20
+_ADVICE: Final = "record them again with `apprentice demos record`"
 
 
 class _Model(BaseModel):
@@ -162,7 +166,9 @@ def write_family(
 def read_family(folder: Path, roles: Sequence[Role] = ROLES) -> FamilyDemonstrations:
     """Return what a folder holds; refused whole where a file is missing, was changed, or is of another task.
 
-    Every task must have episodes of each of `roles`. Raises DemonstrationError.
+    Every task must have episodes of each of `roles`. Where those to imitate are among them, the tasks must be those
+    of the division that the index states, in its order, which is how learners number them, with the parameters that
+    the family gives them now. Raises DemonstrationError.
     """
     path = folder / INDEX
     try:
@@ -180,7 +186,60 @@ def read_family(folder: Path, roles: Sequence[Role] = ROLES) -> FamilyDemonstrat
     sets = {}
     for task in index.tasks:
         sets[task.task_id] = _read_task(folder, task, roles)
-    return FamilyDemonstrations(index, sets, digest_of(path))
+    found = FamilyDemonstrations(index, sets, digest_of(path))
+    if "query" in roles and index.family in FAMILIES:
+        _require_division(path, found)
+    return found
+
+
+def _require_division(path: Path, found: FamilyDemonstrations) -> None:
+    """Refuse tasks that are not those of the division that is stated, each in its place."""
+    index = found.index
+    try:
+        split = task_split(index.family, index.settings)
+    except FamilyError as error:
+        raise DemonstrationError(f"{path}: {error}") from None
+    for name in SPLITS:
+        expected = [task.task_id for task in split.of(name)]
+        there = [task.task_id for task in found.tasks(name)]
+        if there != expected:
+            raise DemonstrationError(
+                f"{path}: expected demonstrations of all {name} tasks of {index.family}'s division "
+                f"{index.settings.split!r} in its order, found {_difference(expected, there)}; {_ADVICE}"
+            )
+    if index.split_digest != split.digest():
+        raise DemonstrationError(
+            f"{path}: split_digest: expected {split.digest()} of these tasks, found {index.split_digest}; {_ADVICE}"
+        )
+    stated = {task.task_id: task.parameters for task in index.tasks}
+    for task in split.tasks:
+        if stated[task.task_id] != dict(task.parameters):
+            raise DemonstrationError(
+                f"{path}: {task.task_id}: parameters: expected {dict(task.parameters)}, found "
+                f"{stated[task.task_id]}; {_ADVICE}"
+            )
+        _require_told(path, found, task)
+
+
+def _difference(expected: Sequence[str], found: Sequence[str]) -> str:
+    missing, others = sorted({*expected} - {*found}), sorted({*found} - {*expected})
+    if missing:
+        return f"none of {missing[:3]}"
+    return f"{others[:3]} beside them" if others else "another order"
+
+
+def _require_told(path: Path, found: FamilyDemonstrations, task: Task) -> None:
+    """Refuse episodes whose `task_parameters` are not what the family's ranges make of the task's parameters."""
+    told = load_family(found.index.family).observed_parameters(task)
+    for episode in found.sets[task.task_id].trajectories:
+        seen = episode.observation.get("task_parameters")
+        if seen is None:
+            continue
+        if seen.shape[1:] != told.shape or not np.allclose(seen, told, rtol=0.0, atol=1e-6):
+            raise DemonstrationError(
+                f"{path}: {task.task_id}: task_parameters: expected {told.tolist()} in every step, scaled from the "
+                f"family's ranges, found {seen[0].tolist()}; {_ADVICE}"
+            )
 
 
 def _read_task(folder: Path, task: TaskEntry, roles: Sequence[Role]) -> DemonstrationSet:

@@ -51,11 +51,12 @@ class MetaDraw:
     context_steps: int | None = None
     """Steps shown of each, drawn at random in order; null shows all."""
     query_trajectories: int | None = None
-    """N: the trajectories that transitions are drawn from; null means all."""
+    """N: the trajectories that transitions are drawn from, anew each time; null means as many as the task with the
+    fewest has."""
     query_transitions: int = 16
     """M."""
     contiguous: bool = False
-    """Whether the M transitions are M/N steps in a row of each of N trajectories."""
+    """Whether the M transitions are M/N steps in a row of each of N trajectories; N must divide M."""
 
     def __post_init__(self) -> None:
         low, high = self.context_sizes
@@ -67,11 +68,8 @@ class MetaDraw:
             raise DemonstrationError(
                 f"expected at least one task and one transition, found {self.num_tasks} and {self.query_transitions}"
             )
-        if self.contiguous and self.query_transitions % (self.query_trajectories or 1):
-            raise DemonstrationError(
-                f"expected as many transitions of each of {self.query_trajectories} trajectories, found "
-                f"{self.query_transitions} in all"
-            )
+        if self.contiguous and self.query_trajectories:
+            _piece(self.query_transitions, self.query_trajectories)
 
 
 class TaskTrajectories:
@@ -195,10 +193,10 @@ class TaskTrajectories:
         num_trajectories: int | None = None,
         contiguous: bool = False,
     ) -> TransitionBatch:
-        """Draw M transitions of each of `tasks` [K], out of N different trajectories.
+        """Draw M transitions of each of `tasks` [K], out of N different trajectories; null N is `fewest()`.
 
         At random every step of the N is as likely; contiguous are M / N steps in a row of each, padded where a
-        trajectory is shorter.
+        trajectory is shorter. Raises DemonstrationError where there are fewer than N, or N does not divide M.
         """
         fewest = self.fewest()
         if num_trajectories is not None and num_trajectories > fewest:
@@ -210,7 +208,7 @@ class TaskTrajectories:
         chosen = self._different(tasks, num, generator)  # [K, N]
         first, length = self._first[tasks[:, None], chosen], self._length[tasks[:, None], chosen]
         if contiguous:
-            piece = num_transitions // num
+            piece = _piece(num_transitions, num)
             latest = (length - piece).clamp_min(0) + 1
             start = (torch.rand((num_tasks, num), generator=generator) * latest).long()
             start = torch.minimum(start, latest - 1)
@@ -282,6 +280,8 @@ class MetaDemonstrationDataset(IterableDataset[MetaBatch]):
         ):
             if found > most:
                 raise DemonstrationError(f"expected at most {most} {name}, found {found}")
+        if draw.contiguous:
+            _piece(draw.query_transitions, draw.query_trajectories or query.fewest())
         self._context, self._query, self._draw, self._seed = context, query, draw, seed
 
     def __iter__(self) -> Iterator[MetaBatch]:
@@ -339,6 +339,16 @@ def meta_loader(
         collate_fn=_unchanged,
         timeout=60.0 if num_workers else 0.0,
     )
+
+
+def _piece(num_transitions: int, num_trajectories: int) -> int:
+    """Return the steps in a row that each trajectory gives. Raises DemonstrationError for no whole number."""
+    if num_transitions % num_trajectories:
+        raise DemonstrationError(
+            f"query: expected as many transitions in a row of each of {num_trajectories} trajectories, found "
+            f"{num_transitions} in all; set query_trajectories to a divisor of query_transitions"
+        )
+    return num_transitions // num_trajectories
 
 
 def _unchanged(batch: Any) -> Any:

@@ -53,6 +53,20 @@ async function play(url) {
   await video.play().catch(() => undefined);
 }
 
+function offerDemonstrations() {
+  // Those of the chosen task, which the marks of the latents name once the run has been measured.
+  const offered = document.getElementById("contexts");
+  if (offered === null) return;
+  offered.querySelectorAll("option[data-which]").forEach((option) => option.remove());
+  const marks = [...document.querySelectorAll("a[data-context]")];
+  const own = marks.filter((mark) => mark.dataset.task === player.elements.task.value);
+  for (const which of new Set(own.map((mark) => mark.dataset.context))) {
+    const option = new Option(which);
+    option.dataset.which = "yes";
+    offered.append(option);
+  }
+}
+
 if (live) {
   setInterval(() => renew(live, "/live?run=" + encodeURIComponent(live.dataset.run)), LIVE_MILLISECONDS);
   setInterval(() => {
@@ -60,6 +74,8 @@ if (live) {
     renew(imitation, "/imitation?run=" + encodeURIComponent(live.dataset.run));
   }, CURVES_MILLISECONDS);
   curves.addEventListener("change", () => renew(curves, curvesUrl()));
+  offerDemonstrations();
+  player.addEventListener("change", offerDemonstrations);
   player.addEventListener("submit", (event) => {
     event.preventDefault();
     const asked = new URLSearchParams(new FormData(player));
@@ -78,6 +94,7 @@ if (live) {
       player.elements.beside.value = link.dataset.beside;
       player.elements.task.value = link.dataset.task;
       player.elements.context.value = link.dataset.context;
+      offerDemonstrations();
     }
     video.scrollIntoView({ block: "nearest" });
     play(link.getAttribute("href"));

@@ -9,18 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from apprentice.config import Experiment, NetworkSettings
-from apprentice.environments import environment_spec
+from apprentice.environments import environment_spec, experiment_specs
 from apprentice.networks import build_policy
 from apprentice.types import Segment
 from learner.service import LearnerService
 from replay.locks import free_port
 from replay.reader import FeedReader
+from tests.family_cases import family_experiment
 from tests.replay.cases import wait_until
 from tests.replay.serving import ROOT, ServerProcess
 from tests.test_exporter import scrape
@@ -333,3 +336,22 @@ def test_no_two_starts_of_an_actor_have_a_seed_in_common() -> None:
     assert np.unique(seeds).size == 4 * 18
     assert environment_seeds(*starts[0], 16) == seeds[0]
     assert environment_seeds(*starts[0], 4) == seeds[0][:6]
+
+
+def test_every_task_of_a_family_has_a_seed_that_the_simulation_takes() -> None:
+    from actor.starting import _Serving, task_seed
+
+    experiment = family_experiment()
+    specs = experiment_specs(experiment.task, experiment.observation_keys, experiment.environment)
+    membership = SimpleNamespace(experiment=experiment, specs=specs, slot=0)
+    with ExitStack() as stack:
+        heartbeats = SimpleNamespace(problem=lambda: None)
+        serving = _Serving(membership, 1, "", None, heartbeats)  # type: ignore[arg-type]
+        (environment,) = serving._environments([2**32 - 1], stack)
+        played = set()
+        for _ in specs:
+            environment.reset()
+            played.add(environment.task_index)
+    assert played == {0, 1, 2, 3}
+    assert [task_seed(2**32 - 1, task) for task in (0, 1)] == [2**32 - 1, 7918]
+    assert [task_seed(5, task) for task in (0, 1)] == [5, 7924]

@@ -12,6 +12,8 @@ from cli.failure import CommandFailed
 from cli.launch import Launch, Ports, exit_code_of, judge, new_run, resumed_run, services_of
 from cli.processes import Service
 from cli.supervisor import Outcome, Verdict
+from tests.demonstrations.test_family import SMALL, reacher
+from tests.family_cases import family_experiment
 
 _EXPERIMENT = Experiment.model_validate(
     {"name": "tiny", "task": "reacher-easy", "services": {"evalserver_port": 0}}
@@ -155,3 +157,16 @@ def test_a_recovered_reward_is_looked_for_before_anything_is_made(
         new_run(experiment, tmp_path / "runs", tmp_path / "replay")
     assert caught.value.exit_code == 78
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_division_that_the_family_does_not_have_is_refused_with_78(tmp_path: Path) -> None:
+    reacher(tmp_path / "demos", SMALL)
+    imitation = {"method": "dac", "demonstrations": {"file": str(tmp_path / "demos")}}
+    environment = {"family": {"split": "arc"}}
+    experiment = family_experiment(imitation=imitation, environment=environment)
+    with pytest.raises(
+        CommandFailed, match="environment.family.split: expected .* 'arc'"
+    ) as caught:
+        new_run(experiment, tmp_path / "runs", tmp_path / "replay")
+    assert caught.value.exit_code == 78
+    assert not (tmp_path / "runs").exists()

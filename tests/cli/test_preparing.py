@@ -2,39 +2,51 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+import cli.launch
 import cli.preparing
 from apprentice.config import Experiment
+from apprentice.config_family import FamilySettings
+from apprentice.environments.families import TaskSplit
+from apprentice.environments.reacher_goal import ReacherGoal
+from apprentice.experiments import EXPERIMENTS, expand
 from apprentice.run_status import RunStatus
 from apprentice.runs import RunFolder
+from apprentice.suite_tasks import FAMILIES
 from cli.failure import CommandFailed
-from cli.launch import Launch
+from cli.launch import Launch, Ports, read_experiment
 from cli.preparing import prepare
 from cli.supervisor import Outcome
 
 
-def learner(out: Path, **changes: Any) -> Experiment:
+def learner(out: Path, tree: dict[str, Any] | None = None, **changes: Any) -> Experiment:
+    demonstrations = {"file": str(out), "expert": "reacher_goal-expert", "recorded": 3}
     return Experiment.model_validate(
         {
             "name": "learner",
             "task": "reacher_goal",
             "environment": {"family": {"gamma": 0.98, "split": "arcs"}},
             "sac": {"gamma": 0.98},
-            "imitation": {
-                "method": "dac",
-                "demonstrations": {
-                    "file": str(out),
-                    "expert": "reacher_goal-expert",
-                    "recorded": 3,
-                },
-                **changes,
-            },
+            "imitation": {"method": "dac", "demonstrations": demonstrations, **changes},
+            **(tree or {}),
         }
     )
+
+
+class Overlapping(ReacherGoal):
+    """A family of a user's own, whose train task is a test task too."""
+
+    name = "overlapping"
+
+    def divide(self, settings: FamilySettings) -> TaskSplit:
+        goals = [self.goal(angle) for angle in (0.0, 1.0)]
+        return TaskSplit((goals[0],), (goals[1],), (goals[0],))
 
 
 class Trainer:
@@ -65,6 +77,12 @@ class Trainer:
     def record(self, experiment: Experiment, folder: RunFolder, out: Path) -> None:
         self.recorded.append((folder.path.name, out))
         out.mkdir(parents=True)
+
+
+@pytest.fixture(autouse=True)
+def _any_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an expert's run be made beside others that hold the ports of its experiment."""
+    monkeypatch.setattr(cli.launch, "_choose_ports", lambda settings: Ports(1, 2, 3))
 
 
 @pytest.fixture
@@ -132,3 +150,68 @@ def test_nothing_is_made_where_no_expert_is_named(tmp_path: Path, trainer: Train
 def test_an_expert_without_a_place_for_its_demonstrations_is_refused() -> None:
     with pytest.raises(ValueError, match="imitation.demonstrations.file: expected the path"):
         learner(Path("x"), demonstrations={"expert": "reacher_goal-expert"})
+
+
+SHOWN = {"reads": {key: ["state", "latent"] for key in ("policy", "critic", "discriminator")}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"task": "point_mass_goal", "environment": {}}, "expert: task: expected 'point_mass_goal' .* 'reacher_goal'"),
+        ({"environment": {"action_repeat": 2}}, "expert: environment.action_repeat: expected 2 .* found 1"),
+        ({"environment": {"family": {"split": "arc"}}}, "environment.family.split: expected one of .* found 'arc'"),
+        ({"task": "overlapping", "environment": {}}, "expected train and test tasks without a task in common"),
+        ({**SHOWN, "context": {"most": 4}}, "context.most: expected at most 3 .*recorded.* found 4"),
+        ({**SHOWN, "context": {"episodes": 5}}, "context.episodes: expected at most 3 .* found 5"),
+        ({**SHOWN, "context": {"most": 2, "information_coefficient": 1.0}}, "twice context.most, .* found 4"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_learned_from_is_refused_before_an_expert_is_trained(
+    tmp_path: Path,
+    trainer: Trainer,
+    monkeypatch: pytest.MonkeyPatch,
+    tree: dict[str, Any],
+    message: str,
+) -> None:
+    module = ModuleType("overlapping")
+    module.FAMILY = Overlapping()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "overlapping", module)
+    monkeypatch.setitem(FAMILIES, "overlapping", "overlapping")
+    with pytest.raises(CommandFailed, match=message) as caught:
+        ready(learner(tmp_path / "demos", tree), tmp_path, trainer)
+    assert caught.value.exit_code == 78
+    assert trainer.launches == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tree", "settings", "message"),
+    [
+        ({}, {"expert": "reacher_goal-expert", "episodes": 4}, "demonstrations.episodes: expected at most 3"),
+        (
+            {"task": "reacher-easy", "environment": {"action_repeat": 4}},
+            {"expert": "reacher-easy", "held_out": 3},
+            "imitation.demonstrations: expected at most 3 .* found 4",
+        ),
+    ],
+)  # fmt: skip
+def test_more_episodes_than_are_recorded_are_refused_before_an_expert_is_trained(
+    tmp_path: Path, trainer: Trainer, tree: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    demonstrations = {"file": str(tmp_path / "demos"), "recorded": 3, **settings}
+    with pytest.raises(CommandFailed, match=message) as caught:
+        ready(learner(tmp_path, tree, demonstrations=demonstrations), tmp_path, trainer)
+    assert caught.value.exit_code == 78
+    assert trainer.launches == []
+
+
+def test_the_experts_of_our_experiments_fit() -> None:
+    checked = set()
+    for path in sorted(EXPERIMENTS.rglob("*.yaml")):
+        experiment = expand(str(path))[0]
+        expert = experiment.imitation.demonstrations.expert
+        if expert is not None:
+            cli.preparing._require_fitting(experiment, read_experiment(expert))
+            checked.add(experiment.name)
+    assert {"reacher_goal_smile", "dac-walker-walk", "absorbing-states"} <= checked

@@ -17,10 +17,10 @@ from apprentice.demonstrations.context import (
     read_context,
     train_context,
 )
-from apprentice.demonstrations.family import read_family
+from apprentice.demonstrations.family import read_family, write_family
 from apprentice.demonstrations.format import DemonstrationError
 from tests.demonstrations.cases import trajectory
-from tests.demonstrations.test_family import written
+from tests.demonstrations.test_family import SETTINGS, of_task, written
 
 TRAIN = ("fake-10", "fake-11")
 
@@ -80,6 +80,14 @@ def test_another_tasks_are_of_the_same_division(library: ContextLibrary) -> None
     choice = ContextChoice(library, of_another_task=True)
     for task, other in (("fake-30", "fake-31"), ("fake-31", "fake-30"), ("fake-10", "fake-11")):
         assert library[choice.of(task, 3)[0]].task_id == other
+
+
+def test_a_task_that_is_alone_in_its_division_has_no_other(tmp_path: Path) -> None:
+    recorded = {"train": {"fake-1": (of_task(1), 2)}}
+    write_family(tmp_path / "alone", "fake", SETTINGS, "0", recorded)  # type: ignore[arg-type]
+    choice = ContextChoice(ContextLibrary(read_family(tmp_path / "alone")), of_another_task=True)
+    with pytest.raises(DemonstrationError, match="expected another train task .* only fake-1"):
+        choice.of("fake-1", 0)
 
 
 def test_what_travels_comes_back_the_same(library: ContextLibrary) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from apprentice.config import Experiment
@@ -19,8 +21,11 @@ from apprentice.demonstrations.family import (
     write_family,
 )
 from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
-from apprentice.environments.families import task_split
+from apprentice.demonstrations.recording import record_family
+from apprentice.environments.families import Task, load_family, task_split
+from apprentice.types import ArraySpec
 from tests.demonstrations.cases import SPEC, demonstrations, trajectory
+from tests.family_cases import family_run
 
 SETTINGS = FamilySettings()
 
@@ -117,24 +122,44 @@ def test_a_task_without_demonstrations_is_named(tmp_path: Path) -> None:
         family.episodes("fake-77", "context")
 
 
-def reacher(folder: Path, settings: FamilySettings, without: str | None = None) -> None:
-    """Write made-up demonstrations of a division of reacher_goal."""
+Recorded = dict[SplitName, dict[str, tuple[DemonstrationSet, int]]]
+
+
+def of_goal(task: Task, told: np.ndarray | None = None) -> tuple[DemonstrationSet, int]:
+    """Make up demonstrations of a task of reacher_goal, where `told` says its parameters in every step."""
+    made = of_task(0, 3)
+    spec = replace(
+        SPEC, task=task.task_id, task_id=task.task_id, task_parameters=dict(task.parameters)
+    )
+    episodes = made.trajectories
+    if told is not None:
+        spec = replace(
+            spec, observation={**spec.observation, "task_parameters": ArraySpec((2,), "float32")}
+        )
+        episodes = tuple(
+            e._replace(
+                observation={
+                    **e.observation,
+                    "task_parameters": np.tile(told, (len(e.action) + 1, 1)),
+                }
+            )
+            for e in episodes
+        )
+    metadata = made.metadata.model_copy(update={"environment": spec.to_dict()})
+    return DemonstrationSet(metadata, episodes), 1
+
+
+def reacher(
+    folder: Path,
+    settings: FamilySettings,
+    changed: Callable[[Recorded], None] = lambda recorded: None,
+) -> None:
+    """Write made-up demonstrations of a division of reacher_goal, changed beforehand."""
     split = task_split("reacher_goal", settings)
-    recorded: dict[SplitName, dict[str, tuple[DemonstrationSet, int]]] = {}
-    for name in SPLITS:
-        recorded[name] = {}
-        for number, task in enumerate(split.of(name)):
-            if task.task_id == without:
-                continue
-            made = of_task(number, 3)
-            spec = {
-                **(made.metadata.environment or {}),
-                "task": task.task_id,
-                "task_id": task.task_id,
-                "task_parameters": dict(task.parameters),
-            }
-            metadata = made.metadata.model_copy(update={"environment": spec})
-            recorded[name][task.task_id] = (DemonstrationSet(metadata, made.trajectories), 1)
+    recorded: Recorded = {
+        name: {task.task_id: of_goal(task) for task in split.of(name)} for name in SPLITS
+    }
+    changed(recorded)
     write_family(folder, "reacher_goal", settings, split.digest(), recorded)
 
 
@@ -155,7 +180,7 @@ def test_a_family_s_demonstrations_must_be_of_its_division(tmp_path: Path) -> No
     assert require_family(imitates(tmp_path / "whole")).index.family == "reacher_goal"
     reacher(tmp_path / "arcs", FamilySettings(split="arcs"))
     missing = task_split("reacher_goal", SETTINGS).train[3].task_id
-    reacher(tmp_path / "less", SETTINGS, without=missing)
+    reacher(tmp_path / "less", SETTINGS, lambda recorded: recorded["train"].pop(missing))
     written(tmp_path / "other")
     for name, message in (
         ("nowhere", "expected the folder of reacher_goal's demonstrations"),
@@ -167,3 +192,88 @@ def test_a_family_s_demonstrations_must_be_of_its_division(tmp_path: Path) -> No
             require_demonstrations(imitates(tmp_path / name))
     with pytest.raises(DemonstrationError, match="expected at most 2 to imitate of each task"):
         require_demonstrations(imitates(tmp_path / "whole", episodes=3))
+
+
+SMALL = FamilySettings(split="continuous", num_train=2, num_validation=1, num_test=1)
+
+
+def swap(recorded: Recorded) -> None:
+    recorded["train"] = dict(reversed(recorded["train"].items()))
+
+
+def add(recorded: Recorded) -> None:
+    task = load_family("reacher_goal").task(x=0.1, y=0.1)
+    recorded["train"][task.task_id] = of_goal(task)
+
+
+def rename(recorded: Recorded) -> None:
+    """Give the first train task another task's parameters."""
+    task = task_split("reacher_goal", SMALL).train[0]
+    other = Task(task.domain, task.name, {"x": 0.1, "y": 0.1})
+    recorded["train"][task.task_id] = of_goal(other)
+
+
+def rescale(recorded: Recorded) -> None:
+    """Tell the test task's parameters as if the family's ranges were twice as wide."""
+    task = task_split("reacher_goal", SMALL).test[0]
+    told = load_family("reacher_goal").observed_parameters(task)
+    recorded["test"][task.task_id] = of_goal(task, told / 2)
+
+
+def tell(recorded: Recorded) -> None:
+    task = task_split("reacher_goal", SMALL).test[0]
+    told = load_family("reacher_goal").observed_parameters(task)
+    recorded["test"][task.task_id] = of_goal(task, told)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (swap, "all train tasks of reacher_goal's division 'continuous' in its order, found another order"),
+        (add, "all train tasks .* found .*reacher_goal-x0.100_y0.100-.* beside them"),
+        (rename, r"parameters: expected .*, found \{'x': 0.1, 'y': 0.1\}"),
+        (rescale, "task_parameters: expected .* in every step, scaled from the family's ranges, found"),
+    ],
+)  # fmt: skip
+def test_tasks_must_be_those_of_their_division_in_its_order_with_the_familys_parameters(
+    tmp_path: Path, changed: Callable[[Recorded], None], message: str
+) -> None:
+    reacher(tmp_path / "whole", SMALL, tell)
+    read_family(tmp_path / "whole")
+    reacher(tmp_path / "other", SMALL, changed)
+    with pytest.raises(DemonstrationError, match=message):
+        read_family(tmp_path / "other")
+
+
+def test_a_digest_that_is_not_of_the_tasks_is_refused(tmp_path: Path) -> None:
+    reacher(tmp_path / "demos", SMALL)
+    index = json.loads((tmp_path / "demos" / INDEX).read_text())
+    for changes, message in (
+        ({"split_digest": "0" * 16}, "split_digest: expected .* of these tasks, found 0000"),
+        ({"settings": {"split": "gone"}}, "environment.family.split: expected one of"),
+    ):
+        (tmp_path / "demos" / INDEX).write_text(json.dumps({**index, **changes}))
+        with pytest.raises(DemonstrationError, match=message):
+            read_family(tmp_path / "demos")
+
+
+def test_one_call_records_every_task_of_every_division_and_each_trajectory_once(
+    tmp_path: Path,
+) -> None:
+    told = {key: ["state", "task_parameters"] for key in ("policy", "critic", "discriminator")}
+    family = {"family": SMALL.model_dump()}
+    _, checkpoint = family_run(tmp_path, None, reads=told, environment=family)
+    found = record_family(checkpoint, 1, 1, tmp_path / "demos")
+    split = task_split("reacher_goal", SMALL)
+    seen: list[bytes] = []
+    for name in SPLITS:
+        assert [t.task_id for t in found.tasks(name)] == [t.task_id for t in split.of(name)]
+        for task in found.tasks(name):
+            for role in ROLES:
+                (episode,) = found.episodes(task.task_id, role)
+                assert episode.action.shape == (100, 2)
+                seen.append(episode.observation["state"].tobytes() + episode.action.tobytes())
+    assert len(seen) == len(set(seen)) == 4 * 2
+    assert found.index.split_digest == split.digest()
+    with pytest.raises(DemonstrationError, match="expected a path that is free"):
+        record_family(checkpoint, 1, 1, tmp_path / "demos")

@@ -152,6 +152,20 @@ def test_contiguous_transitions_are_steps_in_a_row_and_start_anywhere() -> None:
     assert set(starts) == set(range(7))
 
 
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_as_many_transitions_come_as_are_asked_for_of_as_many_as_the_fewest_trajectories(
+    contiguous: bool,
+) -> None:
+    given = episodes()
+    given[0] = given[0][:2]
+    draw = MetaDraw(5, query_transitions=16, contiguous=contiguous)
+    loaded = MetaDemonstrationDataset(TaskTrajectories(given), TaskTrajectories(given), draw, 0)
+    for batch, _ in zip(loaded, range(10), strict=False):
+        assert batch.query.mask.shape == (5, 16)
+        assert batch.query.mask.all()
+        assert all(len(set(row.tolist())) <= 2 for row in batch.query.trajectory)
+
+
 def test_pieces_longer_than_a_trajectory_are_masked() -> None:
     sets = TaskTrajectories(episodes(lengths=(3,)))
     batch = sets.draw_transitions(torch.tensor([0]), 5, generator(), contiguous=True)
@@ -238,6 +252,16 @@ def test_drawing_is_fast_enough() -> None:
         (
             lambda: MetaDraw(2, query_trajectories=3, query_transitions=4, contiguous=True),
             "found 4",
+        ),
+        (
+            lambda: dataset(MetaDraw(2, query_transitions=6, contiguous=True)),
+            "each of 4 trajectories, found 6 in all; set query_trajectories",
+        ),
+        (
+            lambda: TaskTrajectories(episodes()).draw_transitions(
+                torch.tensor([0]), 3, generator(), contiguous=True
+            ),
+            "each of 4 trajectories, found 3",
         ),
         (lambda: dataset(MetaDraw(6)), "at most 5 tasks, found 6"),
         (lambda: dataset(MetaDraw(2, (1, 5))), "at most 4 context trajectories, found 5"),

@@ -67,7 +67,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number, (part, task) in enumerate(
             (part, task)
             for part in SPLITS
-            for task in split.of(part)[: NUM_TASKS[part]] * NUM_SHOWN
+            for task in split.of(part)[: NUM_TASKS[part]]
+            for _ in range(NUM_SHOWN)
         )
     )
     write_family_evaluation(family.evaluations, made_up_evaluation(points=points))
@@ -193,6 +194,12 @@ def assert_nothing_came_from_elsewhere(browser: Chrome, server: Server) -> None:
     assert elsewhere == []
 
 
+def offered(browser: Chrome) -> list[str]:
+    """Return what the field for demonstrations offers."""
+    script = "return [...document.querySelectorAll('#contexts option')].map(option => option.value)"
+    return list(browser.execute_script(script))
+
+
 def complaints(browser: Chrome) -> list[str]:
     return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
@@ -237,7 +244,9 @@ def test_an_unseen_task_and_one_demonstration_of_it_are_picked_and_the_policy_is
         task_of("test", 0)
     }
     form = browser.find_element(By.ID, "player")
+    assert offered(browser) == ["1", "2", "ids:4", "ids:5"]
     Select(form.find_element(By.NAME, "task")).select_by_value(task_of("test", 1))
+    assert offered(browser) == ["1", "2", "ids:6", "ids:7"]
     Select(form.find_element(By.NAME, "beside")).select_by_value("expert")
     form.find_element(By.TAG_NAME, "button").click()
     wait_until_it_plays(browser, f"beside=expert&task={task_of('test', 1)}&context=1")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,6 +185,15 @@ def test_a_reader_that_is_not_polled_takes_a_bounded_number(make_server: MakeSer
     writer.close(0.5)
 
 
+def refuses(reader: FeedReader) -> bool:
+    """Return whether a reader has found that the server is not its experiment's."""
+    try:
+        reader.poll(1, 0.1)
+    except ReplayMismatch:
+        return True
+    return False
+
+
 def test_another_experiments_server_is_refused_by_both_ends(both_tasks: ServerProcess) -> None:
     other = SETTINGS.model_copy(update={"capacity": 800})
     writer = SegmentWriter(both_tasks.address, BOTH, other)
@@ -191,15 +201,20 @@ def test_another_experiments_server_is_refused_by_both_ends(both_tasks: ServerPr
         writer.append(make_segment())
     writer.close(0.1)
     reader = FeedReader(both_tasks.address, (STATE,), SETTINGS)
+    wait_until(lambda: refuses(reader))
+    reader.close()
 
-    def mismatch() -> bool:
-        try:
-            reader.poll(1, 0.1)
-        except ReplayMismatch:
-            return True
-        return False
 
-    wait_until(mismatch)
+def test_a_server_of_other_tasks_is_refused_by_both_ends(both_tasks: ServerProcess) -> None:
+    other = replace(STATE, task="cheetah-walk", task_id="cheetah-walk")
+    writer = SegmentWriter(both_tasks.address, (other, PIXELS), SETTINGS)
+    with pytest.raises(
+        ReplayMismatch, match="has no table 'task/cheetah-walk' but .*'task/cheetah-run'"
+    ):
+        writer.append(make_segment(other))
+    writer.close(0.1)
+    reader = FeedReader(both_tasks.address, (other, PIXELS), SETTINGS)
+    wait_until(lambda: refuses(reader))
     reader.close()
 
 
