@@ -17,6 +17,8 @@ log = structlog.get_logger()
 
 HELD_UP_SECONDS = 0.005
 """An append that took longer was waiting for the learner, not working."""
+LONG_SECONDS = 30.0
+"""Whoever has waited for so long says why."""
 
 
 class WritesSegments(Protocol):
@@ -36,6 +38,8 @@ class Outbox:
     def __init__(self, writer: WritesSegments, profile: Profile) -> None:
         self._writer, self._profile = writer, profile
         self._segments: deque[Segment] = deque()
+        self._waiting_since: float | None = None
+        self._said = False
         self.num_rejected = 0
         """Segments that broke their contract and were dropped: not finite, out of bounds."""
 
@@ -53,15 +57,27 @@ class Outbox:
         try:
             self._writer.append(segment, timeout_seconds)
         except ReplayUnavailable as error:
-            log.debug("held up", reason=str(error))
+            self._note_held_up(started, str(error))
             self._profile.lap("waiting for replay", 0)
             return False
         except SegmentRejected:  # The writer has logged why.
             self.num_rejected += 1
         self._segments.popleft()
+        self._waiting_since = None
         held_up = time.monotonic() - started > HELD_UP_SECONDS
         self._profile.lap("waiting for replay" if held_up else "segment write", segment.length)
         return True
+
+    def _note_held_up(self, started: float, reason: str) -> None:
+        """Say why nothing is taken, once that has lasted: a learner that pauses or compiles is no news."""
+        now = time.monotonic()
+        if self._waiting_since is None:
+            self._waiting_since, self._said = started, False
+        if now - self._waiting_since >= LONG_SECONDS and not self._said:
+            self._said = True
+            log.warning(
+                "segments are not taken", seconds=round(now - self._waiting_since), reason=reason
+            )
 
     def drain(self, timeout_seconds: float) -> int:
         """Send everything and have it confirmed; return how many steps may be lost at the deadline."""

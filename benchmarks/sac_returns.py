@@ -61,10 +61,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--variants", type=int, nargs="*", help="default: all")
-    parser.add_argument("--finished-only", action="store_true", help="train nothing")
     arguments = parser.parse_args()
     variants = range(len(expand(EXPERIMENT))) if not arguments.variants else arguments.variants
-    for variant in () if arguments.finished_only else variants:
+    for variant in variants:
         command = [sys.executable, "-m", "cli", "grid", EXPERIMENT, "--variant", str(variant)]
         command += ["--plain", "--runs", str(arguments.runs.absolute())]
         subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)

@@ -94,11 +94,13 @@ def run_sb3(seed: int) -> None:
 
 
 def known_or_run(folder: Path, who: str, seed: int) -> Outcome:
-    """Return an outcome, from `folder` where the run was made already."""
+    """Return an outcome, from `folder` where the run was made already, ours by this very commit."""
     from benchmarks.peers import peer_python
+    from cli.machine import describe_commit
 
-    file = folder / f"{who}-{seed}.json"
-    if not file.exists():
+    commit = describe_commit() if who == "ours" else "installed"
+    file = folder / f"{who}-{seed}-{commit}.json"
+    if commit.endswith("-dirty") or not file.exists():
         if who == "ours":
             outcome = run_ours(seed)
         else:

@@ -17,6 +17,7 @@ COMMANDS = {
     "up": "train: start all services of an experiment on this machine",
     "grid": "run all variants of an experiment, one after the other",
     "control": "pause, resume, stop or checkpoint a run that is going on",
+    "pin": "keep a checkpoint for good, whatever newer ones a run writes",
     "choose": "choose or make the run that services in containers work on",
     "experiments": "list the experiments and what they resolve to",
     "evaluate": "evaluate a checkpoint: videos, frames and returns into a folder",

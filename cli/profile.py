@@ -1,7 +1,7 @@
 """`apprentice profile`: where the wall time of each process of a run goes.
 
 Runs the experiment for a while, as `apprentice up` does, and prints what its processes measured of
-themselves.
+themselves; then what an evaluation of its last checkpoint takes: loading, acting, drawing, encoding.
 """
 
 from __future__ import annotations
@@ -12,13 +12,21 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apprentice import exit_codes
+from apprentice.profiling import Profile
 from cli.failure import CommandFailed
 from cli.launch import new_run, read_experiment, supervise
-from cli.spans import ProcessProfile, describe_sum, read_profiles, to_json
+from cli.spans import ProcessProfile, describe_sum, process_profile, read_profiles, to_json
 from cli.up import add_experiment_arguments
 from cli.view import PlainView
+
+if TYPE_CHECKING:
+    from apprentice.runs import RunFolder
+
+_EVALUATION_SECONDS = 600.0
+_FPS = 25.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
             end = "".join(f"\n  {line}" for line in outcome.last_lines)
             raise CommandFailed(f"the run {outcome.kind}: {outcome.reason}{end}", exit_codes.FAILED)
         profiles = read_profiles(launch.folder.path)
+        if profiles:
+            profiles += _evaluation_profiles(launch.folder)
     if not profiles:
         raise CommandFailed(
             f"no spans arrived within {arguments.seconds:g} seconds; try more --seconds"
@@ -61,6 +71,52 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print_tables(profiles)
     return 0
+
+
+def _evaluation_profiles(folder: RunFolder) -> tuple[ProcessProfile, ...]:
+    """Evaluate the last checkpoint for an episode and make a video of it; nothing where there is none to use."""
+    from apprentice.checkpoint import experiment_of, load_policy, newest_checkpoint
+    from apprentice.demonstrations.context import choose_context
+    from apprentice.environments import RenderingUnavailable, experiment_specs
+    from apprentice.evaluation import evaluate, playback_fps, render_trajectory
+    from apprentice.video import encode_mp4
+
+    found = newest_checkpoint(folder.checkpoints, repair=False)
+    if found is None:
+        return ()
+    path, _ = found
+    profile = Profile()
+    policy, manifest = load_policy(path)
+    profile.lap("checkpoint loading")
+    experiment = experiment_of(manifest)
+    settings = experiment.environment
+    spec = experiment_specs(experiment.task, experiment.acting_keys, settings)[0]
+    try:
+        evaluation = evaluate(
+            policy,
+            spec.task_id,
+            range(1),
+            observation=experiment.acting_keys,
+            settings=settings,
+            keep_trajectories=1,
+            deadline_seconds=_EVALUATION_SECONDS,
+            context=choose_context(None, path, experiment.infers_task, [spec.task_id]),
+        )
+        (episode,) = evaluation.episodes
+        profile.lap("evaluation", episode.length)
+        assert episode.trajectory is not None
+        fps = playback_fps(spec.step_seconds, _FPS)
+        drawn = render_trajectory(
+            spec.task_id, settings, episode.trajectory, width=320, height=240, fps=fps
+        )
+        frames = list(drawn)
+        profile.lap("rendering", len(frames))
+        encode_mp4(iter(frames), fps)
+        profile.lap("encoding", len(frames))
+    except RenderingUnavailable as error:
+        print(f"drawing is not measured: {error}", file=sys.stderr)
+    spans = {name: span for name, span in profile.snapshot().items() if name != "other"}
+    return (process_profile("an evaluation, as a video of 320 x 240", spans),)
 
 
 def _print_tables(profiles: Iterable[ProcessProfile]) -> None:

@@ -53,7 +53,7 @@ def read_profiles(run_folder: Path) -> tuple[ProcessProfile, ...]:
         spans["replay"] = {
             name: _span_of_json(value) for name, value in json.loads(replay.read_text()).items()
         }
-    return tuple(_process_profile(process, spans[process]) for process in sorted(spans))
+    return tuple(process_profile(process, spans[process]) for process in sorted(spans))
 
 
 def spans_of_metrics(
@@ -116,7 +116,8 @@ def describe_sum(profile: ProcessProfile) -> str:
     return text
 
 
-def _process_profile(process: str, spans: Mapping[str, tuple[float, int]]) -> ProcessProfile:
+def process_profile(process: str, spans: Mapping[str, tuple[float, int]]) -> ProcessProfile:
+    """Put a process's spans, seconds and units of each, in the order of their size."""
     wall = sum(seconds for seconds, _ in spans.values())
     rows = [
         SpanRow(name, seconds, units, seconds / wall if wall > 0 else 0.0)

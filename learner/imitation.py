@@ -31,7 +31,8 @@ from learner.recovered import RecoveredReward
 from learner.sac import SAC, Tensors
 from replay.tasks import Experience
 
-DIAGNOSED_ROWS = 1024
+DIAGNOSED_ROWS, DIAGNOSED_PICTURES = 1024, 128
+"""Rows that diagnostics look at; fewer where they have pixels, of which as many take longer than an update."""
 NORMALISER_RATE = 1e-3
 TOLD = ("task_parameters", "latent")
 """Observations that say which task a row is of."""
@@ -54,6 +55,8 @@ class Imitation:
         self._experiment, self._device, self._sac = experiment, device, sac
         self._demonstrated = demonstrated
         self._absorbs = sac.absorbs
+        reads_pixels = "pixels" in experiment.reads.discriminator
+        self._num_diagnosed = DIAGNOSED_PICTURES if reads_pixels else DIAGNOSED_ROWS
         self._size = sac.batch_size
         self._generator = torch.Generator(device).manual_seed(experiment.seed + 3)
         self._num_summed = 0
@@ -157,19 +160,20 @@ class Imitation:
         if experience.num_transitions == 0:
             return result
         policy = self._made_absorbing(
-            experience.sample(DIAGNOSED_ROWS, generator),
+            experience.sample(self._num_diagnosed, generator),
             absorbing_share(experience.num_transitions, experience.num_terminated),
             generator,
         )
         if self._conditioning is not None:
             policy = self._conditioning.conditioned(policy, generator)
-        expert = self._told(self._expert_batch(DIAGNOSED_ROWS, generator), generator)
+        expert = self._told(self._expert_batch(self._num_diagnosed, generator), generator)
         held_out = self._held_out_batch(generator)
         judge = self._judge
+        logits, rewards = zip(*(judge.judged(rows) for rows in (expert, policy)), strict=True)
         measured = diagnose(
-            [judge.logits(rows) for rows in (expert, policy)],
+            logits,
             None if held_out is None else judge.logits(held_out),
-            [judge.reward(rows) for rows in (expert, policy)],
+            rewards,
             [rows.environment_reward for rows in (expert, policy)],
         )
         measured |= self._log_integral(policy, generator)
@@ -289,7 +293,7 @@ class Imitation:
         held_out = self._demonstrated.held_out
         if self._conditioning is not None:  # of validation tasks, which have no demonstrations here
             return None
-        return None if held_out is None else self._drawn(held_out, DIAGNOSED_ROWS, generator)
+        return None if held_out is None else self._drawn(held_out, self._num_diagnosed, generator)
 
     def _drawn(self, rows: ExpertRows, size: int, generator: torch.Generator) -> Transition:
         bounds = self._demonstrated.task_bounds

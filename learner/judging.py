@@ -113,6 +113,13 @@ class Judge:
             rows = self.rows(batch)
             return self._scores(rows) - rows.log_probability
 
+    def judged(self, batch: Transition) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `logits` and `reward` [B] of one look at the rows."""
+        with torch.no_grad():
+            rows = self.rows(batch)
+            scores = self._scores(rows)
+            return scores - rows.log_probability, imitation_reward(scores, self._reward)
+
     def reward(self, batch: Transition) -> torch.Tensor:
         """Return the reward [B] within its bounds; AIRL's is f, without log pi."""
         with torch.no_grad():

@@ -353,6 +353,7 @@ class Runner:
         }
         values.update(self._alarm.metrics(values))
         values.update(span_metrics("learner", self._profile.snapshot()))
+        values.update(span_metrics("learner-saver", self._saver.profile.snapshot()))
         for slot, spans in self._service.spans().items():
             values.update(span_metrics(f"actor-{slot}", spans))
         self._last_metrics = {**self._last_metrics, **values}  # whole, for other threads

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import structlog
 
+from apprentice.profiling import Profile
+
 log = structlog.get_logger()
 
 LONGEST_SECONDS = 120.0
@@ -32,6 +34,8 @@ class CheckpointSaver:
         self._thread: threading.Thread | None = None
         self._result: SaveResult | None = None
         self._started = 0.0
+        self.profile = Profile()
+        """Where the thread's time goes."""
         self.failures_in_a_row = 0
 
     @property
@@ -44,10 +48,12 @@ class CheckpointSaver:
         assert self._thread is None
 
         def work() -> None:
+            self.profile.lap("idle")
             try:
                 self._result = SaveResult(steps, save(), None, final)
             except Exception as error:  # noqa: BLE001 - reported by `poll`; the learner decides
                 self._result = SaveResult(steps, None, f"{type(error).__name__}: {error}", final)
+            self.profile.lap("checkpoint writing")
 
         # What it has written counts only when it is whole, so that the process need not wait for it.
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)

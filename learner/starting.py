@@ -125,7 +125,9 @@ def _run(
         learning = Learning(experiment, specs, device, profile, demonstrated)
     except (ValueError, CheckpointError) as error:  # of what a reward is to be read from
         raise CannotResume(str(error)) from error
+    profile.lap("starting")
     resumed = resume(folder.checkpoints, learning, experiment, spec)
+    profile.lap("checkpoint loading")
     context = None if demonstrated is None else demonstrated.context
     if demonstrated is not None and demonstrated.family is not None:
         keep_context(folder.context, demonstrated.family)

@@ -1,4 +1,4 @@
-"""A whole training run with all its services, of which a random one is killed every minute."""
+"""A whole training run with all its services, of which a random one, or two at once, are killed every minute."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVICES = ("replay", "learner", "actor", "evalserver")
+VICTIMS = (("learner", "replay"), ("replay",), ("learner",), ("actor",), ("evalserver",))
+"""Killed together; those who know of each other's segments, too."""
 SEED = 2
 TARGET_RETURN = 900.0
 UNDISTURBED_STEPS = 50_000
@@ -29,7 +30,7 @@ LONGEST_SECONDS = 1800.0
 
 
 class Nemesis:
-    """Kills one service process every so often, each of them once before any a second time."""
+    """Kills some service processes every so often, all of VICTIMS once before any a second time."""
 
     def __init__(self, supervisor: psutil.Process, seed: int, period_seconds: float) -> None:
         self.killed: list[str] = []
@@ -43,15 +44,17 @@ class Nemesis:
         self._thread.join(10.0)
 
     def _run(self) -> None:
-        for name in self._victims():
+        for names in self._victims():
             if self._ended.wait(self._period):
                 return
-            if self._kill(name):
-                self.killed.append(name)
+            killed = [name for name in names if self._kill(name)]
+            if killed:
+                self.killed.append("+".join(killed))
 
-    def _victims(self) -> Iterator[str]:
+    def _victims(self) -> Iterator[tuple[str, ...]]:
+        yield VICTIMS[0]
         while True:
-            yield from self._random.sample(SERVICES, len(SERVICES))
+            yield from self._random.sample(VICTIMS, len(VICTIMS))
 
     def _kill(self, name: str) -> bool:
         try:
