@@ -40,6 +40,7 @@ class TaskChoice(NamedTuple):
 
     task_id: str
     label: str
+    shown: tuple[int, ...]  # numbers of its demonstrations, where the policy infers its task
 
 
 class Tile(NamedTuple):
@@ -92,12 +93,20 @@ def describe_family(folder: RunFolder, checkpoint: str | None) -> FamilyView | N
         return None
     colours = colourings(axes, {task.task_id: task.parameters for task in tasks})
     evaluation = read_family_evaluation(folder.evaluations)
+    shown = _shown(folder) if experiment.infers_task else {}
     test = [task for task in tasks if task.split == "test"]
     return FamilyView(
         name=experiment.task,
-        num_shown=_num_shown(folder) if experiment.infers_task else 0,
+        num_shown=min(map(len, shown.values()), default=0),
         groups=tuple(
-            (split, tuple(TaskChoice(t.task_id, t.label) for t in tasks if t.split == split))
+            (
+                split,
+                tuple(
+                    TaskChoice(t.task_id, t.label, shown.get(t.task_id, ()))
+                    for t in tasks
+                    if t.split == split
+                ),
+            )
             for split in reversed(SPLITS)
         ),
         tiles=_tiles(test[:MOST_TILES], colours[0], evaluation, checkpoint),
@@ -128,15 +137,22 @@ def _label(axes: Sequence[Axis], parameters: Mapping[str, float]) -> str:
     return ", ".join(f"{axis.name}\N{NO-BREAK SPACE}{parameters[axis.name]:.3g}" for axis in axes)
 
 
-def _num_shown(folder: RunFolder) -> int:
-    """Return how many demonstrations every task of a run's context has; 0 where there is none."""
+def _shown(folder: RunFolder) -> dict[str, tuple[int, ...]]:
+    """Return the numbers of each task's demonstrations in a run's context, as `ContextLibrary` counts them; none
+    where there is no context."""
+    found: dict[str, tuple[int, ...]] = {}
     try:
         index: dict[str, Any] = json.loads(
             read_text(folder.context_index, LARGEST_INDEX_BYTES) or "{}"
         )
-        return min((len(task["context"]) for task in index["tasks"]), default=0)
+        first = 0
+        for task in index["tasks"]:
+            num = len(task["context"])
+            found[task["task_id"]] = tuple(range(first, first + num))
+            first += num
     except (ValueError, KeyError, TypeError):
-        return 0
+        return {}
+    return found
 
 
 def _tiles(

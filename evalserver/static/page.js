@@ -54,14 +54,13 @@ async function play(url) {
 }
 
 function offerDemonstrations() {
-  // Those of the chosen task, which the marks of the latents name once the run has been measured.
+  // Those of the chosen task.
   const offered = document.getElementById("contexts");
   if (offered === null) return;
   offered.querySelectorAll("option[data-which]").forEach((option) => option.remove());
-  const marks = [...document.querySelectorAll("a[data-context]")];
-  const own = marks.filter((mark) => mark.dataset.task === player.elements.task.value);
-  for (const which of new Set(own.map((mark) => mark.dataset.context))) {
-    const option = new Option(which);
+  const shown = player.elements.task.selectedOptions[0]?.dataset.shown ?? "";
+  for (const number of shown.split(",").filter(Boolean)) {
+    const option = new Option("ids:" + number);
     option.dataset.which = "yes";
     offered.append(option);
   }

@@ -31,7 +31,10 @@ def make_run(root: Path, shown: int = 3, **changes: Any) -> RunFolder:
     (folder.checkpoints / "step-000000000100").mkdir()
     if shown:
         folder.context.mkdir()
-        tasks = [{"context": list(range(shown))}, {"context": list(range(shown + 2))}]
+        tasks = [
+            {"task_id": task_of("train", 0), "context": list(range(shown))},
+            {"task_id": task_of("test", 1), "context": list(range(shown + 2))},
+        ]
         (folder.context / INDEX).write_text(json.dumps({"tasks": tasks}))
     return folder
 
@@ -79,9 +82,10 @@ def test_any_task_of_the_family_can_be_picked_and_how_many_demonstrations_are_sh
         ("train", 16),
     ]
     assert (
-        f'<option value="{task_of("train", 0)}">x\N{NO-BREAK SPACE}0.2, y\N{NO-BREAK SPACE}0<'
-        in text
+        f'<option value="{task_of("train", 0)}" data-shown="0,1,2">x\N{NO-BREAK SPACE}0.2, '
+        "y\N{NO-BREAK SPACE}0<" in text
     )
+    assert f'<option value="{task_of("test", 1)}" data-shown="3,4,5,6,7">' in text
     (shown,) = re.findall(r'<datalist id="contexts">(.*?)</datalist>', text)
     assert shown == "<option>1</option><option>2</option><option>3</option>"
     assert '<option value="expert">the demonstration</option>' in text
