@@ -232,6 +232,10 @@ class LearnerSettings(Settings):
     """Agent steps after which the run has finished."""
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
     """`linear` lets the step sizes of all networks fall in a straight line, to 0 at `max_steps`."""
+    warm_start: str | None = None
+    """Path of an earlier run's checkpoint, whose networks a new run begins with; null begins with fresh ones."""
+    warm_start_networks: Literal["policy", "all"] = "policy"
+    """What is taken of it: the policy with its normaliser, or critics and temperature too."""
     target_return: float | None = None
     """Finish when two evaluations in a row reach this mean return."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -423,6 +427,23 @@ class Experiment(Settings):
         if self.replay.context_size != size:
             replay = self.replay.model_copy(update={"context_size": size})
             object.__setattr__(self, "replay", replay)
+        return self
+
+    @model_validator(mode="after")
+    def _begins_with_what_it_can(self) -> Experiment:
+        learner = self.learner
+        if learner.warm_start is None:
+            return self
+        if self.infers_task:
+            raise ValueError(
+                "learner.warm_start: expected null where the task is inferred, which an encoder must be trained for; "
+                f"found {learner.warm_start!r}"
+            )
+        if "pixels" in self.reads.policy and learner.warm_start_networks == "policy":
+            raise ValueError(
+                "learner.warm_start_networks: expected 'all' with a policy that reads 'pixels', whose convolutions are "
+                "the critics'; found 'policy'"
+            )
         return self
 
     @property

@@ -122,8 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def find_checkpoint(text: str, runs: Path) -> Path:
-    """Return the folder of the checkpoint that the user means, by path or by id."""
+def find_checkpoint(text: str, runs: Path, flag: str = "--checkpoint") -> Path:
+    """Return the folder of the checkpoint that the user means with `flag`, by path or by id."""
     if Path(text).exists():
         return Path(text)
     from apprentice.runs import Catalogue, InvalidCheckpointId, UnknownCheckpoint
@@ -131,7 +131,7 @@ def find_checkpoint(text: str, runs: Path) -> Path:
     try:
         return Catalogue(runs).resolve(text).path
     except (InvalidCheckpointId, UnknownCheckpoint) as error:
-        raise CommandFailed(f"--checkpoint: {error}", exit_codes.CONFIGURATION) from None
+        raise CommandFailed(f"{flag}: {error}", exit_codes.CONFIGURATION) from None
 
 
 def _tasks(asked: str | None, experiment: Experiment) -> list[str]:

@@ -68,6 +68,7 @@ def new_run(experiment: Experiment, runs: Path, replay_checkpoints: Path) -> Lau
     """Choose ports and make the run's folder, after a look at what the run will learn from."""
     _require_demonstrations(experiment)
     _require_checkpoints(experiment)
+    _require_warm_start(experiment)
     ports = _choose_ports(experiment.services)
     from apprentice.runs import RunFolder
 
@@ -105,6 +106,20 @@ def _require_checkpoints(experiment: Experiment) -> None:
             raise CommandFailed(
                 f"imitation.reward.{key}: {error}", exit_codes.CONFIGURATION
             ) from None
+
+
+def _require_warm_start(experiment: Experiment) -> None:
+    """Look at the checkpoint that the run begins with."""
+    if experiment.learner.warm_start is None:
+        return
+    from apprentice.environments import experiment_specs
+    from apprentice.warm_start import CannotWarmStart, read_warm_start
+
+    spec = experiment_specs(experiment.task, experiment.observation_keys, experiment.environment)[0]
+    try:
+        read_warm_start(experiment, spec)
+    except CannotWarmStart as error:
+        raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
 
 
 def resumed_run(run: str, runs: Path, replay_checkpoints: Path) -> Launch:

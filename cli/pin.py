@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    path = find_checkpoint(arguments.checkpoint, arguments.runs)
+    path = find_checkpoint(arguments.checkpoint, arguments.runs, "ID")
     from apprentice.checkpoint import CheckpointError
     from apprentice.checkpoint_retention import pin_checkpoint, pinned_checkpoints, unpin_checkpoint
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apprentice import exit_codes
+from cli.evaluate import find_checkpoint
 from cli.failure import CommandFailed
 from cli.launch import Launch, exit_code_of, new_run, read_experiment, resumed_run, supervise
 from cli.preparing import prepare
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", nargs="?", help="name under experiments/, or path of a file")
     parser.add_argument("--resume", metavar="RUN", help="go on with this run of the runs folder")
+    parser.add_argument(
+        "--warm-start",
+        metavar="ID",
+        help="begin with the policy of this checkpoint (--set learner.warm_start_networks=all: critics too)",
+    )
     parser.add_argument(
         "--exit-when-done",
         action="store_true",
@@ -131,19 +137,21 @@ def _prepare(arguments: argparse.Namespace) -> Launch | None:
     if arguments.resume is None:
         if arguments.experiment is None:
             raise CommandFailed("expected an EXPERIMENT or --resume RUN", exit_codes.CONFIGURATION)
-        experiment = read_experiment(
-            arguments.experiment, arguments.variant, tuple(arguments.overrides)
-        )
+        overrides = list(arguments.overrides)
+        if arguments.warm_start is not None:
+            path = find_checkpoint(arguments.warm_start, arguments.runs, "--warm-start").absolute()
+            overrides.append(f"learner.warm_start={path}")
+        experiment = read_experiment(arguments.experiment, arguments.variant, tuple(overrides))
         prepare(
             experiment,
             *folders,
             watch=lambda launch: watch(launch, exit_when_done=True, plain=arguments.plain),
         )
         return new_run(experiment, *folders)
-    if arguments.overrides or arguments.variant is not None:
+    if arguments.overrides or arguments.variant is not None or arguments.warm_start is not None:
         raise CommandFailed(
             "--resume goes on with the experiment that the run was started with; "
-            "leave out --set and --variant",
+            "leave out --set, --variant and --warm-start",
             exit_codes.CONFIGURATION,
         )
     launch = resumed_run(arguments.resume, *folders)

@@ -15,6 +15,7 @@ import torch
 from apprentice.config import Experiment
 from apprentice.profiling import Profile
 from apprentice.types import EnvironmentSpec, Metrics, Segment, SegmentId, Transition
+from apprentice.warm_start import WarmStart
 from learner.cloning import Cloning
 from learner.conditioning import Conditioning
 from learner.demonstrated import Demonstrated
@@ -98,6 +99,16 @@ class Learning:
                 self.imitation = Imitation(
                     experiment, specs[0], device, demonstrated, self.sac, self.conditioning
                 )
+
+    def begin_with(self, found: WarmStart) -> None:
+        """Take over an earlier run's networks, for a run that begins.
+
+        Raises ValueError where their shapes are others.
+        """
+        self.sac.take_policy(found.policy)
+        if found.networks is not None:
+            self.sac.take_critics(found.networks)
+        self._normalised = True
 
     def pretrain(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Give the context encoder its start, where one is asked for; for a run that begins.

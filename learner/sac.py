@@ -271,6 +271,29 @@ class SAC:
             if group == "networks":
                 view.copy_(tensors[key])
 
+    def take_policy(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Begin with another run's policy and normaliser. Raises ValueError where their shapes are others."""
+        _require_shapes(self.policy.state_dict(), tensors)
+        self.policy.load_state_dict(dict(tensors))
+        own = self._parts.policy_layout.flatten(self.policy, self._device)
+        self.state.policy.parameters.copy_(own)
+        if self.state.slow_policy is not None:
+            self.state.slow_policy.copy_(own)
+        if "state" in self.policy.encoder.keys:
+            self.set_normaliser(*self.normaliser)
+
+    def take_critics(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Begin with another run's critics, slow copies and temperature. Raises ValueError as `take_policy`."""
+        views = {name.removeprefix("networks/"): view for name, view in self._state_views().items()}
+        own = {
+            name: view
+            for name, view in views.items()
+            if name in ("target_critic", "log_temperature") or name.partition(".")[0] == "critic"
+        }
+        _require_shapes(own, {name: t for name, t in tensors.items() if name in own})
+        for name, view in own.items():
+            view.copy_(tensors[name])
+
     def _state_views(self) -> Tensors:
         views: Tensors = {"networks/target_critic": self.state.target_critic}
         if self.state.slow_policy is not None:
@@ -354,6 +377,13 @@ class _PixelPath(nn.Module):
         assert self.encoder.torso is not None
         result: torch.Tensor = self.encoder.projection(self.encoder.torso(pixels))
         return result
+
+
+def _require_shapes(own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:
+    for name in sorted(own.keys() | found.keys()):
+        expected, other = (list(t[name].shape) if name in t else None for t in (own, found))
+        if expected != other:
+            raise ValueError(f"{name}: expected shape {expected}, found {other}")
 
 
 def _copied(adam: AdamState) -> AdamState:

@@ -27,6 +27,7 @@ from apprentice.profiling import Profile
 from apprentice.runs import RunFolder, RunLocked
 from apprentice.tokens import TokenError, ensure_token
 from apprentice.types import EnvironmentSpec, Transition
+from apprentice.warm_start import CannotWarmStart, read_warm_start
 from learner.demonstrated import keep_expert, load_demonstrated
 from learner.devices import NoSuchDevice, select_device
 from learner.learning import Learning
@@ -75,6 +76,7 @@ def start(
         FamilyError,
         RunLocked,
         CannotResume,
+        CannotWarmStart,
         NoSuchDevice,
         ServicePortError,
         MetricsPortError,
@@ -131,6 +133,8 @@ def _run(
     context = None if demonstrated is None else demonstrated.context
     if demonstrated is not None and demonstrated.family is not None:
         keep_context(folder.context, demonstrated.family)
+    if resumed is None:
+        _warm_start(learning, experiment, spec)
     if resumed is None and not learning.pretrain(should_stop):
         return 0
     service = LearnerService(
@@ -188,6 +192,18 @@ def _run(
         reader.close()
         metrics.close()
         service.stop(grace=1.0)
+
+
+def _warm_start(learning: Learning, experiment: Experiment, spec: EnvironmentSpec) -> None:
+    """Begin with an earlier run's networks, where the experiment says so. Raises CannotWarmStart."""
+    found = read_warm_start(experiment, spec)
+    if found is None:
+        return
+    try:
+        learning.begin_with(found)
+    except ValueError as error:
+        raise CannotWarmStart(f"learner.warm_start: {error}") from error
+    log.info("beginning with an earlier run's networks", checkpoint=experiment.learner.warm_start)
 
 
 def _dismiss_actors(
