@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,10 +21,12 @@ from apprentice.demonstrations.digest import digest_of
 from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
 from apprentice.demonstrations.reading import read_demonstrations
 from apprentice.demonstrations.writing import write_demonstrations
-from apprentice.environments.families import FamilyError, Task, load_family, task_split
 from apprentice.setting_problems import describe_problems
 from apprentice.suite_tasks import FAMILIES
 from apprentice.types import Trajectory
+
+if TYPE_CHECKING:
+    from apprentice.environments.families import Task
 
 INDEX: Final = "family.json"
 Role = Literal["context", "query"]
@@ -194,6 +196,9 @@ def read_family(folder: Path, roles: Sequence[Role] = ROLES) -> FamilyDemonstrat
 
 def _require_division(path: Path, found: FamilyDemonstrations) -> None:
     """Refuse tasks that are not those of the division that is stated, each in its place."""
+    # Who only shows demonstrations has no use for the simulation, which these import.
+    from apprentice.environments.families import FamilyError, task_split
+
     index = found.index
     try:
         split = task_split(index.family, index.settings)
@@ -230,6 +235,8 @@ def _difference(expected: Sequence[str], found: Sequence[str]) -> str:
 
 def _require_told(path: Path, found: FamilyDemonstrations, task: Task) -> None:
     """Refuse episodes whose `task_parameters` are not what the family's ranges make of the task's parameters."""
+    from apprentice.environments.families import load_family
+
     told = load_family(found.index.family).observed_parameters(task)
     for episode in found.sets[task.task_id].trajectories:
         seen = episode.observation.get("task_parameters")
