@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -38,8 +39,7 @@ class Outbox:
     def __init__(self, writer: WritesSegments, profile: Profile) -> None:
         self._writer, self._profile = writer, profile
         self._segments: deque[Segment] = deque()
-        self._waiting_since: float | None = None
-        self._said = False
+        self._waiting_since: float | None = None  # infinite once it has been said why
         self.num_rejected = 0
         """Segments that broke their contract and were dropped: not finite, out of bounds."""
 
@@ -72,12 +72,11 @@ class Outbox:
         """Say why nothing is taken, once that has lasted: a learner that pauses or compiles is no news."""
         now = time.monotonic()
         if self._waiting_since is None:
-            self._waiting_since, self._said = started, False
-        if now - self._waiting_since >= LONG_SECONDS and not self._said:
-            self._said = True
-            log.warning(
-                "segments are not taken", seconds=round(now - self._waiting_since), reason=reason
-            )
+            self._waiting_since = started
+        waited = now - self._waiting_since
+        if waited >= LONG_SECONDS:
+            log.warning("segments are not taken", seconds=round(waited), reason=reason)
+            self._waiting_since = math.inf
 
     def drain(self, timeout_seconds: float) -> int:
         """Send everything and have it confirmed; return how many steps may be lost at the deadline."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sysconfig
 from pathlib import Path
 from typing import NamedTuple
+
+from apprentice.commands import output_of
 
 _SECONDS = 30.0
 
@@ -29,22 +30,7 @@ def find_compiler() -> Compiler:
         return Compiler(f"no {name}", install)
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return Compiler("no Python.h", "apt-get install -y python3.11-dev")
-    try:
-        done = subprocess.run(  # noqa: S603
-            [name, "--version"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return Compiler(f"{name}: no answer within {_SECONDS:.0f} s", install)
-    except OSError as error:
-        return Compiler(f"{name}: cannot be started: {error.strerror}", install)
-    said = done.stdout.strip()
-    if done.returncode != 0:
-        return Compiler(f"{name}: {said}", install)
-    return Compiler(said.partition("\n")[0], None)
+    code, output = output_of(name, "--version", seconds=_SECONDS)
+    if code != 0:
+        return Compiler(f"{name}: {output}", install)
+    return Compiler(output.partition("\n")[0], None)

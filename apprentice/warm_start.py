@@ -55,10 +55,10 @@ def _require_fit(
     before: Experiment, manifest: Manifest, experiment: Experiment, spec: EnvironmentSpec
 ) -> None:
     takes_all = experiment.learner.warm_start_networks == "all"
-    if before.infers_task or (takes_all and before.imitation.method == "bc"):
+    if takes_all and before.imitation.method == "bc":
         raise CannotWarmStart(
-            f"{KEY}: expected a run that {'learned critics' if takes_all else 'knows its task'}, found one with method "
-            f"{before.imitation.method!r} whose policy reads {list(before.reads.policy)}"
+            f"{KEY}: expected a run that learned critics, found one with method 'bc'; take its policy alone with "
+            "learner.warm_start_networks=policy"
         )
     own = EnvironmentSpec.from_dict(manifest.environment)
     pairs: dict[str, tuple[object, object]] = {

@@ -7,13 +7,13 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from apprentice.commands import output_of
 from apprentice.compiler import find_compiler
 from apprentice.ports import describe_holder, is_free
 
@@ -200,22 +200,7 @@ def _compare(
 
 
 def _child(*command: str) -> tuple[int, str]:
-    """Run a command to its end or its deadline; return exit code and all output, stripped."""
+    """Run a command that finds our packages; return as `output_of`."""
     path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(_ROOT))))
-    try:
-        done = subprocess.run(  # noqa: S603
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=_CHILD_SECONDS,
-            check=False,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-    except subprocess.TimeoutExpired:
-        return 1, f"no end within {_CHILD_SECONDS:.0f} s"
-    except OSError as error:
-        return 1, f"cannot be started: {error.strerror}"
-    return done.returncode, done.stdout.strip()
+    environment = {**os.environ, "PYTHONPATH": path}
+    return output_of(*command, seconds=_CHILD_SECONDS, environment=environment)

@@ -66,9 +66,8 @@ def read_experiment(
 
 def new_run(experiment: Experiment, runs: Path, replay_checkpoints: Path) -> Launch:
     """Choose ports and make the run's folder, after a look at what the run will learn from."""
+    require_checkpoints(experiment)
     _require_demonstrations(experiment)
-    _require_checkpoints(experiment)
-    _require_warm_start(experiment)
     ports = _choose_ports(experiment.services)
     from apprentice.runs import RunFolder
 
@@ -92,8 +91,9 @@ def _require_demonstrations(experiment: Experiment) -> None:
         raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
 
 
-def _require_checkpoints(experiment: Experiment) -> None:
-    """Look at the checkpoints of earlier runs that the reward is taken from."""
+def require_checkpoints(experiment: Experiment) -> None:
+    """Look at the checkpoints of earlier runs that the reward is taken from, and that the run begins with."""
+    _require_warm_start(experiment)
     for key in ("recovered_checkpoint", "expert_checkpoint"):
         path = getattr(experiment.imitation.reward, key)
         if path is None:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 from apprentice import exit_codes
 from cli.failure import CommandFailed
-from cli.launch import Launch, exit_code_of, new_run, read_experiment, resumed_run
+from cli.launch import (
+    Launch,
+    exit_code_of,
+    new_run,
+    read_experiment,
+    require_checkpoints,
+    resumed_run,
+)
 
 if TYPE_CHECKING:
     from apprentice.config import Experiment
@@ -39,6 +46,7 @@ def prepare(experiment: Experiment, runs: Path, replay_checkpoints: Path, watch:
         return
     expert = read_experiment(settings.expert)
     _require_fitting(experiment, expert)
+    require_checkpoints(experiment)
     folder = _newest_run(expert, runs)
     status = None if folder is None else folder.read_status()
     if status is None or status.state != "finished":

@@ -109,9 +109,7 @@ class Judge:
 
     def logits(self, batch: Transition) -> torch.Tensor:
         """Return logits [B], > 0 for what is taken for the expert's."""
-        with torch.no_grad():
-            rows = self.rows(batch)
-            return self._scores(rows) - rows.log_probability
+        return self.judged(batch)[0]
 
     def judged(self, batch: Transition) -> tuple[torch.Tensor, torch.Tensor]:
         """Return `logits` and `reward` [B] of one look at the rows."""

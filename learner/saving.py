@@ -55,9 +55,9 @@ class CheckpointSaver:
                 self._result = SaveResult(steps, None, f"{type(error).__name__}: {error}", final)
             self.profile.lap("checkpoint writing")
 
+        self._started = time.monotonic()  # before there is a thread that `problem` may ask about
         # What it has written counts only when it is whole, so that the process need not wait for it.
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
-        self._started = time.monotonic()
         self._thread.start()
 
     def problem(self) -> str | None:

@@ -135,8 +135,8 @@ def _run(
         keep_context(folder.context, demonstrated.family)
     if resumed is None:
         _warm_start(learning, experiment, spec)
-    if resumed is None and not learning.pretrain(should_stop):
-        return 0
+        if not learning.pretrain(should_stop):
+            return 0
     service = LearnerService(
         experiment,
         specs,

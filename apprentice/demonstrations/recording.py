@@ -20,7 +20,6 @@ from apprentice.demonstrations.format import (
     DemonstrationMetadata,
     DemonstrationSet,
     Expert,
-    refused,
 )
 from apprentice.environments import (
     Environment,
@@ -29,8 +28,6 @@ from apprentice.environments import (
     rebuild_environment,
 )
 from apprentice.environments.families import task_split
-from apprentice.environments.renderer import camera_index
-from apprentice.environments.tasks import load_task
 from apprentice.evaluation import Episode, evaluate
 from apprentice.networks import Policy, UniformPolicy
 from apprentice.types import EnvironmentSpec, Trajectory
@@ -247,19 +244,13 @@ def render_demonstrations(
     except UnknownTask as error:
         raise DemonstrationError(f"task: {error}") from None
     try:
-        _require_drawable(demonstrations, environment, settings)
         episodes = []
-        for episode in demonstrations.trajectories:
-            environment.restore(episode.physics_state[0], episode.model_fields)
-            frames = []
-            for state in episode.physics_state:
-                environment.set_physics_state(state)
-                frames.append(
-                    environment.render(
-                        settings.width, settings.height, settings.camera, settings.render_quality
-                    ).copy()
-                )
-            observation = {**episode.observation, "pixels": np.stack(frames)}
+        for number, episode in enumerate(demonstrations.trajectories):
+            try:
+                pixels = _drawn(environment, episode, settings)
+            except ValueError as error:  # of states, model fields or the camera
+                raise DemonstrationError(f"episode {number}: {error}") from None
+            observation = {**episode.observation, "pixels": pixels}
             episodes.append(episode._replace(observation=observation))
     finally:
         environment.close()
@@ -273,28 +264,20 @@ def render_demonstrations(
     return DemonstrationSet(metadata, tuple(episodes), demonstrations.clipped_share)
 
 
-def _require_drawable(
-    demonstrations: DemonstrationSet, environment: Environment, settings: EnvironmentSettings
-) -> None:
-    """Raise DemonstrationError where episodes are of another model, or the model has no such camera."""
-    model = load_task(environment.task, 0, settings.family).physics.model.ptr
-    try:
-        camera_index(model, settings.camera)
-    except ValueError as error:
-        raise DemonstrationError(f"environment.camera: {error}") from None
-    task, size = environment.task.task_id, len(environment.physics_state())
-    for number, episode in enumerate(demonstrations.trajectories):
-        states = episode.physics_state.shape
-        if states[1:] != (size,):
-            wanted = f"shape [{states[0]}, {size}] as {task} has it"
-            raise refused(f"episode {number}", "physics_state", wanted, f"shape {list(states)}")
-        for name, value in episode.model_fields.items():
-            field, own = f"model_fields/{name}", getattr(model, name, None)
-            if not isinstance(own, np.ndarray):
-                raise refused(f"episode {number}", field, f"a field of {task}'s model", "none")
-            if value.shape != own.shape:
-                wanted = f"shape {list(own.shape)} as {task} has it"
-                raise refused(f"episode {number}", field, wanted, f"shape {list(value.shape)}")
+def _drawn(
+    environment: Environment, episode: Trajectory, settings: EnvironmentSettings
+) -> np.ndarray:
+    """Return `pixels` [L + 1, H, W, 3] of an episode's states; raise ValueError where they are another model's."""
+    environment.restore(episode.physics_state[0], episode.model_fields)
+    frames = []
+    for state in episode.physics_state:
+        environment.set_physics_state(state)
+        frames.append(
+            environment.render(
+                settings.width, settings.height, settings.camera, settings.render_quality
+            ).copy()
+        )
+    return np.stack(frames)
 
 
 def _spec_with(

@@ -112,7 +112,7 @@ def of_unknown_task() -> DemonstrationSet:
         (
             drawable,
             "9",
-            "environment.camera: expected a camera out of -1 (free), 0 'fixed', 1 'hand'; found 9",
+            "episode 0: expected a camera out of -1 (free), 0 'fixed', 1 'hand'; found 9",
         ),
         (
             of_unknown_task,
@@ -122,22 +122,22 @@ def of_unknown_task() -> DemonstrationSet:
         (
             lambda: drawable(physics_state=np.zeros((251, 34))),
             "0",
-            "episode 0: physics_state: expected shape [251, 35] as reacher-easy has it, found shape [251, 34]",
+            "episode 0: expected a physics state of 35 numbers, found shape (34,)",
         ),
         (
             lambda: drawable(model_fields={"geom_place": np.zeros((10, 3))}),
             "0",
-            "episode 0: model_fields/geom_place: expected a field of reacher-easy's model, found none",
+            "episode 0: expected fields of this task's model, found ['geom_place']",
         ),
         (
             lambda: drawable(model_fields={"geom_pos": np.zeros((4, 3))}),
             "0",
-            "episode 0: model_fields/geom_pos: expected shape [10, 3] as reacher-easy has it, found shape [4, 3]",
+            "episode 0: geom_pos: expected shape [10, 3], found [4, 3]",
         ),
         (  # NumPy would broadcast it.
             lambda: drawable(model_fields={"geom_pos": np.zeros((1, 3))}),
             "0",
-            "episode 0: model_fields/geom_pos: expected shape [10, 3] as reacher-easy has it, found shape [1, 3]",
+            "episode 0: geom_pos: expected shape [10, 3], found [1, 3]",
         ),
     ],
 )

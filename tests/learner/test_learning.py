@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from apprentice.checkpoint import write_checkpoint
 from apprentice.config import Experiment
 from apprentice.types import ArraySpec, Ending, EnvironmentSpec, Segment
 from learner.learning import Counters, Learning
+from learner.resuming import checkpoint_state
 
 CPU = torch.device("cpu")
 LENGTH = 8
@@ -74,6 +77,21 @@ def drive(learning: Learning, first: int, last: int) -> None:
         learning.receive(make_segment(number))
         while learning.updates_owed():
             learning.update()
+
+
+def keep(learning: Learning, folder: Path) -> Path:
+    """Write a checkpoint of all that it has learned."""
+    return write_checkpoint(
+        folder,
+        run="run",
+        steps=5,
+        updates=5,
+        policy_version=1,
+        experiment=learning.experiment,
+        environment=learning.specs[0],
+        tensors=learning.state_tensors(),
+        state=checkpoint_state(learning),
+    )
 
 
 def assert_same_state(found: Learning, expected: Learning) -> None:

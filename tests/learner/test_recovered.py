@@ -21,10 +21,9 @@ from learner.demonstrated import Demonstrated
 from learner.expert_advantage import ExpertAdvantage
 from learner.learning import Learning
 from learner.recovered import RecoveredReward
-from learner.resuming import checkpoint_state
 from learner.reward_map import Axis, reward_map
 from tests.family_cases import family_experiment
-from tests.learner.test_learning import CPU
+from tests.learner.test_learning import CPU, keep
 
 TASK = "pendulum-swingup"
 
@@ -68,18 +67,7 @@ def checkpoint(folder: Path, method: str, **imitation: Any) -> tuple[Path, Learn
     made = experiment(method, **imitation)
     demonstrated = None if method == "none" else Demonstrated(Rows(), None, None)
     one = Learning(made, [spec()], CPU, demonstrated=demonstrated)
-    path = write_checkpoint(
-        folder,
-        run="test",
-        steps=5,
-        updates=5,
-        policy_version=1,
-        experiment=made,
-        environment=spec(),
-        tensors=one.state_tensors(),
-        state=checkpoint_state(one),
-    )
-    return path, one
+    return keep(one, folder), one
 
 
 def test_the_reward_of_dac_is_read_as_it_was(tmp_path: Path) -> None:

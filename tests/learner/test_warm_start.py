@@ -9,15 +9,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from apprentice.checkpoint import write_checkpoint
 from apprentice.config import Experiment
 from apprentice.environments import environment_spec
 from apprentice.types import EnvironmentSpec
 from apprentice.warm_start import CannotWarmStart, read_warm_start
 from cli.main import main
 from learner.learning import Learning
-from learner.resuming import checkpoint_state
-from tests.learner.test_learning import CPU
+from tests.learner.test_learning import CPU, keep
 
 TASK = "pendulum-swingup"
 
@@ -47,18 +45,7 @@ def earlier(tmp_path: Path) -> tuple[Path, Learning]:
     assert one.sac.state.slow_policy is not None
     one.sac.state.slow_policy.add_(0.1)
     one.sac.state.critic.parameters.add_(0.2)
-    path = write_checkpoint(
-        tmp_path / "runs" / "run" / "checkpoints",
-        run="run",
-        steps=5,
-        updates=5,
-        policy_version=1,
-        experiment=made,
-        environment=spec(),
-        tensors=one.state_tensors(),
-        state=checkpoint_state(one),
-    )
-    return path, one
+    return keep(one, tmp_path / "runs" / "run" / "checkpoints"), one
 
 
 def begun(path: Path, **learner: Any) -> Learning:
