@@ -33,10 +33,10 @@ Watch = Callable[[Launch], "Outcome"]
 def prepare(experiment: Experiment, runs: Path, replay_checkpoints: Path, watch: Watch) -> None:
     """Make the demonstrations that an experiment names and nobody has made; `watch` runs an expert to its end.
 
-    The expert learns on the division of its own file, and is recorded in the learner's: it need not be blind to the
-    learner's test tasks, where it must act well to be shown. One that has been trained already is used, and one that
-    was interrupted is gone on with. One whose demonstrations could not be learned from is refused before it is
-    trained.
+    The expert's services listen where the learner's will. It learns on the division of its own file, and is recorded
+    in the learner's: it need not be blind to the learner's test tasks, where it must act well to be shown. One that
+    has been trained already is used, and one that was interrupted is gone on with. One whose demonstrations could not
+    be learned from is refused before it is trained.
     """
     settings = experiment.imitation.demonstrations
     if experiment.imitation.method == "none" or settings.expert is None or settings.file is None:
@@ -44,7 +44,7 @@ def prepare(experiment: Experiment, runs: Path, replay_checkpoints: Path, watch:
     out = Path(settings.file)
     if out.exists():
         return
-    expert = read_experiment(settings.expert)
+    expert = _with_services(read_experiment(settings.expert), experiment)
     _require_fitting(experiment, expert)
     require_checkpoints(experiment)
     folder = _newest_run(expert, runs)
@@ -121,14 +121,19 @@ def _number_problem(experiment: Experiment) -> str | None:
     return None
 
 
+def _with_services(experiment: Experiment, other: Experiment) -> Experiment:
+    """Return the experiment with its services where the other's listen."""
+    return experiment.model_copy(update={"services": other.services})
+
+
 def _newest_run(expert: Experiment, runs: Path) -> RunFolder | None:
-    """Return the newest run of exactly this experiment."""
+    """Return the newest run of exactly this experiment, wherever its services listened."""
     from apprentice.experiments import ExperimentError
     from apprentice.runs import Catalogue
 
     for folder in Catalogue(runs.absolute()).runs():
         try:
-            if folder.read_experiment() == expert:
+            if _with_services(folder.read_experiment(), expert) == expert:
                 return folder
         except ExperimentError:
             continue  # Made by another version, or by hand.

@@ -29,20 +29,33 @@ class Rows(NamedTuple):
     )  # [B], log pi of the row's action; 0 where the logit has no such term
 
 
-def activate(kind: Activation, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the activation of pre-activations [B, H] and its slope."""
+def activate(kind: Activation, values: torch.Tensor) -> torch.Tensor:
+    """Return the activation of pre-activations [B, H]."""
     match kind:
         case "tanh":
-            result = torch.tanh(values)
-            return result, 1.0 - result.square()
+            return torch.tanh(values)
         case "relu":
-            return torch.relu(values), (values > 0.0).to(values.dtype)
+            return torch.relu(values)
         case "elu":
-            result = nn.functional.elu(values)
-            return result, torch.where(values > 0.0, 1.0, result + 1.0)
+            return nn.functional.elu(values)
+        case "silu":
+            return nn.functional.silu(values)
+
+
+def slope_of_activation(
+    kind: Activation, values: torch.Tensor, activated: torch.Tensor
+) -> torch.Tensor:
+    """Return the derivative [B, H] of `activate` at pre-activations that it has made `activated`."""
+    match kind:
+        case "tanh":
+            return 1.0 - activated.square()
+        case "relu":
+            return (values > 0.0).to(values.dtype)
+        case "elu":
+            return torch.where(values > 0.0, 1.0, activated + 1.0)
         case "silu":
             share = torch.sigmoid(values)
-            return values * share, share * (1.0 + values * (1.0 - share))
+            return share * (1.0 + values * (1.0 - share))
 
 
 class ScoreNetwork(nn.Module):
@@ -60,7 +73,14 @@ class ScoreNetwork(nn.Module):
 
     def forward(self, inputs: torch.Tensor, masks: Masks = None) -> torch.Tensor:
         """Return scores [B]."""
-        return self._hidden(inputs, masks)[0]
+        weights, biases = list(self.weights), list(self.biases)
+        values = inputs
+        for number, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
+            values = activate(self.activation, torch.addmm(bias, values, weight))
+            if masks is not None:
+                values = values * masks[number]
+        result: torch.Tensor = torch.mv(values, weights[-1][:, 0]) + biases[-1]
+        return result
 
     def with_gradient(
         self, inputs: torch.Tensor, masks: Masks = None
@@ -80,7 +100,9 @@ class ScoreNetwork(nn.Module):
         values, slopes = inputs, []
         weights, biases = list(self.weights), list(self.biases)
         for number, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
-            values, slope = activate(self.activation, torch.mm(values, weight) + bias)
+            before = torch.mm(values, weight) + bias
+            values = activate(self.activation, before)
+            slope = slope_of_activation(self.activation, before, values)
             if masks is not None:
                 values, slope = values * masks[number], slope * masks[number]
             slopes.append(slope)

@@ -51,7 +51,7 @@ class DiscriminatorNoise(NamedTuple):
     uniform: torch.Tensor  # [B, 1 + X] for the rows whose gradient is penalised
     mixture: torch.Tensor | None  # [B], shares of the expert, where rows are mixed
     inputs: torch.Tensor | None  # [2, B, X] Gaussian, scaled, where inputs are blurred
-    masks: list[torch.Tensor] | None  # [3 B, H] each, where units are dropped
+    masks: torch.Tensor | None  # [M, 3 B, H] factors of each hidden layer, where units are dropped
 
 
 DiscriminatorUpdate = Callable[
@@ -287,5 +287,5 @@ def _mixed(expert: Rows, policy: Rows, share: torch.Tensor) -> Rows:
     )
 
 
-def _part(masks: list[torch.Tensor] | None, rows: slice) -> Masks:
-    return None if masks is None else [mask[rows] for mask in masks]
+def _part(masks: torch.Tensor | None, rows: slice) -> Masks:
+    return None if masks is None else list(masks[:, rows])

@@ -233,7 +233,7 @@ class Imitation:
             reward = torch.zeros_like(batch.discount)
             reward[len(reward) - num_expert :] = 1.0
             return reward * settings.scale
-        reward = self._judge.reward(batch)
+        reward = self._judge.reward_of_update(batch)
         if settings.normalise:
             self._mean_square.lerp_(reward.square().mean(), NORMALISER_RATE)
             reward = reward * self._mean_square.rsqrt()

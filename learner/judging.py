@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.func import functional_call
 
 from apprentice.config import Experiment
+from apprentice.config_imitation import RewardSettings
 from apprentice.networks.encoder import ABSORBING
 from apprentice.types import EnvironmentSpec, Transition
 from learner.augmentation import draw_shifts, shift_images
@@ -22,6 +23,7 @@ from learner.discriminator_update import (
     DiscriminatorUpdate,
     make_discriminator_update,
 )
+from learner.dropout import draw_dropout
 from learner.flat import AdamState, FlatLayout, adam_state
 from learner.rewards import imitation_reward
 from learner.sac import SAC, Tensors
@@ -82,6 +84,8 @@ class Judge:
             None if self._conditioning is None else self._conditioning.parts,
         )
         self._update: DiscriminatorUpdate = compiled(plain, experiment.learner.compile, device)
+        rewarded = _make_reward(module, self._layout, self._reward)
+        self._rewarded = compiled(rewarded, experiment.learner.compile, device)
 
     def rows(
         self, batch: Transition, generator: torch.Generator | None = None, *, told: bool = True
@@ -90,22 +94,12 @@ class Judge:
 
         `latent` comes last, and is left out where the rows are not `told` it.
         """
+        rows = self._rows_without_policy(batch, generator, told=told)
+        if not self._airl:
+            return rows
         with torch.no_grad():
-            observation = self._features(batch.observation, generator)
-            inputs = self._settings.inputs
-            parts = [observation]
-            if self._airl or inputs == "state_action":
-                parts.append(batch.action)
-            if self._airl or inputs == "state_next_state":
-                parts.append(self._features(batch.next_observation, generator))
-            if self._latent_size and told:
-                parts.append(batch.observation["latent"])
-            log_probability = torch.zeros_like(batch.discount)
-            if self._airl:
-                log_probability = self._sac.log_probability(
-                    batch.observation, batch.pre_tanh_action
-                )
-            return Rows(torch.cat(parts, dim=1), batch.discount, log_probability)
+            log_probability = self._sac.log_probability(batch.observation, batch.pre_tanh_action)
+        return rows._replace(log_probability=log_probability)
 
     def logits(self, batch: Transition) -> torch.Tensor:
         """Return logits [B], > 0 for what is taken for the expert's."""
@@ -121,7 +115,12 @@ class Judge:
     def reward(self, batch: Transition) -> torch.Tensor:
         """Return the reward [B] within its bounds; AIRL's is f, without log pi."""
         with torch.no_grad():
-            return imitation_reward(self._scores(self.rows(batch)), self._reward)
+            return imitation_reward(self._scores(self._rows_without_policy(batch)), self._reward)
+
+    def reward_of_update(self, batch: Transition) -> torch.Tensor:
+        """Return the same by compiled code, which takes batches of one size only: those of an update."""
+        rows = self._rows_without_policy(batch)
+        return self._rewarded(self._state.adam.parameters, self._state.singular_vectors, rows)
 
     def recovered_reward(self, batch: Transition) -> torch.Tensor:
         """Return what a fresh learner may be trained on [B]: of AIRL g alone, without potential; else `reward`."""
@@ -195,11 +194,25 @@ class Judge:
             },
         }
 
+    def _rows_without_policy(
+        self, batch: Transition, generator: torch.Generator | None = None, *, told: bool = True
+    ) -> Rows:
+        """Return `rows` with 0 for log pi."""
+        with torch.no_grad():
+            observation = self._features(batch.observation, generator)
+            inputs = self._settings.inputs
+            parts = [observation]
+            if self._airl or inputs == "state_action":
+                parts.append(batch.action)
+            if self._airl or inputs == "state_next_state":
+                parts.append(self._features(batch.next_observation, generator))
+            if self._latent_size and told:
+                parts.append(batch.observation["latent"])
+            inputs_of_rows = torch.cat(parts, dim=1)
+        return Rows(inputs_of_rows, batch.discount, torch.zeros_like(batch.discount))
+
     def _parameters(self) -> dict[str, torch.Tensor]:
-        parameters = self._layout.unflatten(self._state.adam.parameters)
-        if vectors := self._state.singular_vectors:
-            parameters = spectrally_normalised(parameters, vectors)
-        return parameters
+        return _parameters(self._layout, self._state.adam.parameters, self._state.singular_vectors)
 
     def _scores(self, rows: Rows) -> torch.Tensor:
         result: torch.Tensor = functional_call(self._module, self._parameters(), (rows,))
@@ -251,13 +264,30 @@ class Judge:
             size = settings.input_noise * left.clamp_min(0.0)
             inputs = size * torch.randn((2, num, width), generator=generator, device=device)
         if settings.dropout > 0.0:
-            kept = 1.0 - settings.dropout
-            masks = [
-                (
-                    torch.rand((3 * num, settings.hidden_size), generator=generator, device=device)
-                    < kept
-                ).float()
-                / kept
-                for _ in range(self._module.num_masks)
-            ]
+            shape = (self._module.num_masks, 3 * num, settings.hidden_size)
+            masks = draw_dropout(settings.dropout, shape, generator)
         return DiscriminatorNoise(uniform, mixture, inputs, masks)
+
+
+_Reward = Callable[[torch.Tensor, dict[str, torch.Tensor], Rows], torch.Tensor]
+
+
+def _make_reward(module: Discriminator, layout: FlatLayout, settings: RewardSettings) -> _Reward:
+    """Build the reward [B] of a vector of parameters [P], singular vectors and rows."""
+
+    def rewarded(
+        vector: torch.Tensor, singular_vectors: dict[str, torch.Tensor], rows: Rows
+    ) -> torch.Tensor:
+        with torch.no_grad():
+            parameters = _parameters(layout, vector, singular_vectors)
+            scores: torch.Tensor = functional_call(module, parameters, (rows,))
+            return imitation_reward(scores, settings)
+
+    return rewarded
+
+
+def _parameters(
+    layout: FlatLayout, vector: torch.Tensor, singular_vectors: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    parameters = layout.unflatten(vector)
+    return spectrally_normalised(parameters, singular_vectors) if singular_vectors else parameters

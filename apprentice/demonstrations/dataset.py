@@ -51,9 +51,8 @@ class DemonstrationDataset(Dataset[DemonstrationBatch]):
         keys = tuple(keys or trajectories[0].observation)
         offsets = np.random.default_rng(seed)
         lengths = np.array([len(t.action) for t in trajectories])
-        first_step = np.concatenate([[0], np.cumsum(lengths)[:-1]])
         # An episode of L steps has L + 1 observations.
-        first_row = first_step + np.arange(len(trajectories))
+        first_row = np.concatenate([[0], np.cumsum(lengths + 1)[:-1]])
         kept = [
             np.arange(int(offsets.integers(min(subsampling, n))), n, subsampling) for n in lengths
         ]
@@ -62,23 +61,22 @@ class DemonstrationDataset(Dataset[DemonstrationBatch]):
         episode = np.repeat(np.arange(len(trajectories)), self._num_kept)
         within = np.concatenate(kept)
         self._episode = self._tensor(episode)
-        self._step = self._tensor(first_step[episode] + within)
-        self._row = self._tensor(first_row[episode] + within)
         self._first_row = self._tensor(first_row[episode])
-        self._observation = {
-            key: self._tensor(np.concatenate([t.observation[key] for t in trajectories]))
-            for key in keys
-        }
-        self._action = self._tensor(np.concatenate([t.action for t in trajectories]))
-        self._pre_tanh = self._tensor(np.concatenate([t.pre_tanh_action for t in trajectories]))
-        self._reward = self._tensor(np.concatenate([t.environment_reward for t in trajectories]))
-        self._discount = self._tensor(np.concatenate([t.discount for t in trajectories]))
+        self._row = self._tensor(first_row[episode] + within)
+        self._keys = tuple(key for key in keys if key != "pixels")
+        self._rows, self._sizes = self._packed(trajectories, kept)
+        self._pixels = (
+            self._tensor(np.concatenate([t.observation["pixels"] for t in trajectories]))
+            if "pixels" in keys
+            else None
+        )
+        self._num_terminated = sum(int((t.discount == 0.0).sum()) for t in trajectories)
         self._starts = self._item_starts()
 
     @property
     def num_rows(self) -> int:
         """How many steps were kept."""
-        return len(self._step)
+        return len(self._rows)
 
     @property
     def kept_of_episodes(self) -> np.ndarray:
@@ -88,25 +86,33 @@ class DemonstrationDataset(Dataset[DemonstrationBatch]):
     @property
     def num_terminated(self) -> int:
         """How many episodes terminated, rather than being cut by a time limit."""
-        return int((self._discount == 0.0).sum())
+        return self._num_terminated
 
     @property
     def states(self) -> torch.Tensor:
         """Return all kept steps' `state` and what followed [2 N, O], to fit a normaliser on."""
-        state = self._observation["state"]
-        return torch.cat([state[self._row], state[self._row + 1]])
+        parts, place = self._rows.split(self._sizes, dim=1), self._keys.index("state")
+        return torch.cat([parts[place], parts[len(self._keys) + 4 + place]])
 
     def transitions(self, index: torch.Tensor) -> Transition:
         """Return kept steps `index`, of any shape [...], as arrays [..., ...]."""
-        row, step = self._row[index], self._step[index]
-        first = self._first_row[index]
+        taken = self._rows.index_select(0, index.reshape(-1))
+        parts = taken.view(*index.shape, -1).split(self._sizes, dim=-1)
+        num_keys = len(self._keys)
+        action, pre_tanh_action, environment_reward, discount = parts[num_keys : num_keys + 4]
+        observation = dict(zip(self._keys, parts[:num_keys], strict=True))
+        next_observation = dict(zip(self._keys, parts[num_keys + 4 :], strict=True))
+        if self._pixels is not None:
+            row, first = self._row[index], self._first_row[index]
+            observation["pixels"] = self._frames(row, first)
+            next_observation["pixels"] = self._frames(row + 1, first)
         return Transition(
-            {key: self._observed(key, row, first) for key in self._observation},
-            self._action[step],
-            self._pre_tanh[step],
-            self._reward[step],
-            self._discount[step],
-            {key: self._observed(key, row + 1, first) for key in self._observation},
+            observation,
+            action,
+            pre_tanh_action,
+            environment_reward.squeeze(-1),
+            discount.squeeze(-1),
+            next_observation,
         )
 
     def __len__(self) -> int:
@@ -141,13 +147,30 @@ class DemonstrationDataset(Dataset[DemonstrationBatch]):
         ]
         return np.concatenate(starts)
 
-    def _observed(self, key: str, row: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-        values = self._observation[key]
-        if key != "pixels":
-            return values[row]
+    def _frames(self, row: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """Return stacks of frames that end with `row` [...] and begin no earlier than `first` [...]."""
+        assert self._pixels is not None
         back = torch.arange(1 - self._frame_stack, 1, device=self._device)
-        frames = torch.maximum(row[..., None] + back, first[..., None])
-        return values[frames]
+        return self._pixels[torch.maximum(row[..., None] + back, first[..., None])]
+
+    def _packed(
+        self, trajectories: Sequence[Trajectory], kept: Sequence[np.ndarray]
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Return kept steps as rows [N, W], so that one gather draws all of a batch, and the sizes of their parts."""
+        rows, sizes = [], []
+        for trajectory, steps in zip(trajectories, kept, strict=True):
+            observed = [trajectory.observation[key] for key in self._keys]
+            parts = [
+                *[values[steps] for values in observed],
+                trajectory.action[steps],
+                trajectory.pre_tanh_action[steps],
+                trajectory.environment_reward[steps, None],
+                trajectory.discount[steps, None],
+                *[values[steps + 1] for values in observed],
+            ]
+            sizes = [part.shape[1] for part in parts]
+            rows.append(np.concatenate(parts, axis=1, dtype=np.float32))
+        return self._tensor(np.concatenate(rows)), sizes
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)

@@ -309,5 +309,7 @@ def test_the_spans_explain_the_actors_wall_time() -> None:
     spans = stage.profile.snapshot()
     wall = sum(span.seconds for span in spans.values())
     assert spans["other"].seconds < 0.05 * wall
-    assert spans["segment write"].units == steps_of(stage)
+    # A busy machine may take so long over a segment that it counts as waited for.
+    sent = spans["segment write"].units + spans["waiting for replay"].units
+    assert sent == steps_of(stage)
     assert {"policy", "assembling", "service", "reset"} <= set(spans)

@@ -128,6 +128,16 @@ def test_an_expert_is_trained_once_and_recorded_once(tmp_path: Path, trainer: Tr
     assert (len(trainer.launches), len(trainer.recorded)) == (1, 2)
 
 
+def test_the_experts_services_listen_where_the_learners_will(
+    tmp_path: Path, trainer: Trainer
+) -> None:
+    ready(learner(tmp_path / "demos", {"services": {"evalserver_port": 8123}}), tmp_path, trainer)
+    assert trainer.launches[0].experiment.services.evalserver_port == 8123
+    (tmp_path / "demos").rmdir()
+    ready(learner(tmp_path / "demos"), tmp_path, trainer)
+    assert len(trainer.launches) == 1  # The same expert, wherever it listened.
+
+
 def test_an_expert_that_was_interrupted_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
