@@ -105,7 +105,7 @@ class DiscriminatorSettings(Settings):
     spectral_norm: bool = False
     """Divide each layer's weights by their largest singular value."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of hidden units left out at random in training."""
+    """Share of hidden units left out at random in training, to the nearest 1/256 and neither all nor none."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled decay of all weights, per unit of step size."""
     entropy_bonus: float = Field(0.0, ge=0)

@@ -122,8 +122,10 @@ def _require_warm_start(experiment: Experiment) -> None:
         raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
 
 
-def resumed_run(run: str, runs: Path, replay_checkpoints: Path) -> Launch:
-    """Take up a run where it stopped, with the experiment it was started with."""
+def resumed_run(
+    run: str, runs: Path, replay_checkpoints: Path, services: ServiceSettings | None = None
+) -> Launch:
+    """Take up a run where it stopped, with the experiment it was started with; its services may listen elsewhere."""
     path = runs.absolute() / run
     if path.parent != runs.absolute() or not (path / "experiment.yaml").is_file():
         known = sorted(entry.parent.name for entry in runs.glob("*/experiment.yaml"))
@@ -143,6 +145,8 @@ def resumed_run(run: str, runs: Path, replay_checkpoints: Path) -> Launch:
         raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
     except (OSError, ExperimentError) as error:
         raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
+    if services is not None:
+        experiment = experiment.model_copy(update={"services": services})
     ports = _choose_ports(experiment.services)
     return Launch(experiment, folder, ports, replay_checkpoints.absolute())
 

@@ -54,7 +54,7 @@ def prepare(experiment: Experiment, runs: Path, replay_checkpoints: Path, watch:
         if folder is None:
             launch = new_run(expert, runs, replay_checkpoints)
         else:
-            launch = resumed_run(folder.path.name, runs, replay_checkpoints)
+            launch = resumed_run(folder.path.name, runs, replay_checkpoints, expert.services)
         outcome = watch(launch)
         folder = launch.folder
         status = folder.read_status()

@@ -1,4 +1,4 @@
-"""Compiling an update, or keeping it plain where there is no compiler."""
+"""Compiling an update, or a part of one, or keeping it plain where there is no compiler."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Update = TypeVar("Update", bound=Callable[..., torch.Tensor])
 
 
 def compiled(update: Update, mode: str, device: torch.device) -> Update:
-    """Compile an update as `learner.compile` asks; `auto` without a compiler keeps the plain one.
+    """Compile an update, or a part of one, as `learner.compile` asks; `auto` without a compiler keeps the plain one.
 
     The compiled update is for the shapes, dtypes and devices of its first call and does not check them:
     the checks take as long as twenty of its operations. Nor does it look at what `update` closes over.

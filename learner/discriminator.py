@@ -16,7 +16,7 @@ from apprentice.config_imitation import DiscriminatorSettings
 
 Activation = Literal["tanh", "relu", "elu", "silu"]
 Masks = Sequence[torch.Tensor] | None
-"""Dropout's factors [B, H] for each hidden layer, 0 or 1 / (1 - rate)."""
+"""Dropout's factors [B, H] for each hidden layer, 0 or 1 / (share kept)."""
 
 
 class Rows(NamedTuple):

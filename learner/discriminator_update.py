@@ -124,9 +124,7 @@ def make_discriminator_update(
         part: Literal["all", "penalty", "rest"],
     ) -> tuple[torch.Tensor, _Measured]:
         """Return the loss and what is measured of it; `part` leaves out the penalty, or all else."""
-        parameters = layout.unflatten(vector)
-        if state.singular_vectors:
-            parameters = spectrally_normalised(parameters, state.singular_vectors)
+        parameters = spectrally_normalised(layout.unflatten(vector), state.singular_vectors)
         num = len(expert.inputs)
         zero = torch.zeros((), device=vector.device)
         loss, entropy_loss, penalty = zero, zero, zero

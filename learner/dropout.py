@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-LEVELS = 256
+_LEVELS = 256
 
 
 def draw_dropout(rate: float, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
@@ -19,6 +19,6 @@ def draw_dropout(rate: float, shape: Sequence[int], generator: torch.Generator) 
     words = torch.empty(-(-size // 8), dtype=torch.int64, device=generator.device)
     words.random_(-(2**63), None, generator=generator)
     drawn = words.view(torch.uint8)[:size].view(*shape)
-    kept = min(max(round((1.0 - rate) * LEVELS), 1), LEVELS - 1)
+    kept = min(max(round((1.0 - rate) * _LEVELS), 1), _LEVELS - 1)
     # 1 or more for bytes below `kept`. Comparing them would take longer than drawing them did.
-    return (kept - drawn.float()).clamp_(0.0, 1.0).mul_(LEVELS / kept)
+    return (kept - drawn.float()).clamp_(0.0, 1.0).mul_(_LEVELS / kept)

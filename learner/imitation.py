@@ -127,7 +127,7 @@ class Imitation:
         return batch, self._reward(batch, num_expert)
 
     def prepare(self, experience: Experience) -> None:
-        """Compile the update by running it on copies; nothing here changes."""
+        """Compile the discriminator's update by running it on copies; nothing here changes."""
         if self._judge is None:
             return
         generator = self._generator.get_state()
@@ -137,7 +137,7 @@ class Imitation:
         self._generator.set_state(generator)
 
     def example(self, experience: Experience, batch: Transition) -> tuple[Transition, torch.Tensor]:
-        """Return what `relabel` would; no state and no random stream moves."""
+        """Return what `relabel` would, whose reward is compiled by that; no state and no random stream moves."""
         generator, mean_square = self._generator.get_state(), self._mean_square.clone()
         result = self.relabel(experience, batch)
         self._generator.set_state(generator)
@@ -233,7 +233,7 @@ class Imitation:
             reward = torch.zeros_like(batch.discount)
             reward[len(reward) - num_expert :] = 1.0
             return reward * settings.scale
-        reward = self._judge.reward_of_update(batch)
+        reward = self._judge.compiled_reward(batch)
         if settings.normalise:
             self._mean_square.lerp_(reward.square().mean(), NORMALISER_RATE)
             reward = reward * self._mean_square.rsqrt()

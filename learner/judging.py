@@ -30,7 +30,7 @@ from learner.sac import SAC, Tensors
 
 
 class Judge:
-    """A discriminator, its optimiser and its compiled update."""
+    """A discriminator, its optimiser, and its compiled update and reward."""
 
     def __init__(
         self,
@@ -84,8 +84,8 @@ class Judge:
             None if self._conditioning is None else self._conditioning.parts,
         )
         self._update: DiscriminatorUpdate = compiled(plain, experiment.learner.compile, device)
-        rewarded = _make_reward(module, self._layout, self._reward)
-        self._rewarded = compiled(rewarded, experiment.learner.compile, device)
+        self._compile = experiment.learner.compile
+        self._rewards: dict[int, _Reward] = {}  # by the number of rows
 
     def rows(
         self, batch: Transition, generator: torch.Generator | None = None, *, told: bool = True
@@ -94,7 +94,7 @@ class Judge:
 
         `latent` comes last, and is left out where the rows are not `told` it.
         """
-        rows = self._rows_without_policy(batch, generator, told=told)
+        rows = self._rows_without_log_probability(batch, generator, told=told)
         if not self._airl:
             return rows
         with torch.no_grad():
@@ -115,12 +115,20 @@ class Judge:
     def reward(self, batch: Transition) -> torch.Tensor:
         """Return the reward [B] within its bounds; AIRL's is f, without log pi."""
         with torch.no_grad():
-            return imitation_reward(self._scores(self._rows_without_policy(batch)), self._reward)
+            return imitation_reward(
+                self._scores(self._rows_without_log_probability(batch)), self._reward
+            )
 
-    def reward_of_update(self, batch: Transition) -> torch.Tensor:
-        """Return the same by compiled code, which takes batches of one size only: those of an update."""
-        rows = self._rows_without_policy(batch)
-        return self._rewarded(self._state.adam.parameters, self._state.singular_vectors, rows)
+    def compiled_reward(self, batch: Transition) -> torch.Tensor:
+        """Return `reward` by compiled code, for batches that lie in memory as the first of their size: SAC's."""
+        rows = self._rows_without_log_probability(batch)
+        rows = rows._replace(discount=rows.discount.contiguous())
+        size = len(rows.discount)
+        if size not in self._rewards:
+            plain = _make_reward(self._module, self._layout, self._reward)
+            self._rewards[size] = compiled(plain, self._compile, self._device)
+        state = self._state
+        return self._rewards[size](state.adam.parameters, state.singular_vectors, rows)
 
     def recovered_reward(self, batch: Transition) -> torch.Tensor:
         """Return what a fresh learner may be trained on [B]: of AIRL g alone, without potential; else `reward`."""
@@ -128,7 +136,8 @@ class Judge:
             return self.reward(batch)
         with torch.no_grad():
             parameters = self._parameters()
-            inputs = self.rows(batch).inputs[:, : self._module.judged_size]
+            rows = self._rows_without_log_probability(batch)
+            inputs = rows.inputs[:, : self._module.judged_size]
             own = {
                 name.removeprefix("score."): value
                 for name, value in parameters.items()
@@ -194,7 +203,7 @@ class Judge:
             },
         }
 
-    def _rows_without_policy(
+    def _rows_without_log_probability(
         self, batch: Transition, generator: torch.Generator | None = None, *, told: bool = True
     ) -> Rows:
         """Return `rows` with 0 for log pi."""
@@ -212,7 +221,8 @@ class Judge:
         return Rows(inputs_of_rows, batch.discount, torch.zeros_like(batch.discount))
 
     def _parameters(self) -> dict[str, torch.Tensor]:
-        return _parameters(self._layout, self._state.adam.parameters, self._state.singular_vectors)
+        vector = self._state.adam.parameters
+        return spectrally_normalised(self._layout.unflatten(vector), self._state.singular_vectors)
 
     def _scores(self, rows: Rows) -> torch.Tensor:
         result: torch.Tensor = functional_call(self._module, self._parameters(), (rows,))
@@ -279,15 +289,8 @@ def _make_reward(module: Discriminator, layout: FlatLayout, settings: RewardSett
         vector: torch.Tensor, singular_vectors: dict[str, torch.Tensor], rows: Rows
     ) -> torch.Tensor:
         with torch.no_grad():
-            parameters = _parameters(layout, vector, singular_vectors)
+            parameters = spectrally_normalised(layout.unflatten(vector), singular_vectors)
             scores: torch.Tensor = functional_call(module, parameters, (rows,))
             return imitation_reward(scores, settings)
 
     return rewarded
-
-
-def _parameters(
-    layout: FlatLayout, vector: torch.Tensor, singular_vectors: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    parameters = layout.unflatten(vector)
-    return spectrally_normalised(parameters, singular_vectors) if singular_vectors else parameters

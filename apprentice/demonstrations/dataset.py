@@ -61,15 +61,17 @@ class DemonstrationDataset(Dataset[DemonstrationBatch]):
         episode = np.repeat(np.arange(len(trajectories)), self._num_kept)
         within = np.concatenate(kept)
         self._episode = self._tensor(episode)
-        self._first_row = self._tensor(first_row[episode])
-        self._row = self._tensor(first_row[episode] + within)
-        self._keys = tuple(key for key in keys if key != "pixels")
+        example = trajectories[0].observation
+        self._keys = tuple(key for key in keys if _is_packed(example[key]))
         self._rows, self._sizes = self._packed(trajectories, kept)
-        self._pixels = (
-            self._tensor(np.concatenate([t.observation["pixels"] for t in trajectories]))
-            if "pixels" in keys
-            else None
-        )
+        self._unpacked = {
+            key: self._tensor(np.concatenate([t.observation[key] for t in trajectories]))
+            for key in keys
+            if key not in self._keys
+        }
+        if self._unpacked:
+            self._row = self._tensor(first_row[episode] + within)
+            self._first_row = self._tensor(first_row[episode])
         self._num_terminated = sum(int((t.discount == 0.0).sum()) for t in trajectories)
         self._starts = self._item_starts()
 
@@ -95,17 +97,17 @@ class DemonstrationDataset(Dataset[DemonstrationBatch]):
         return torch.cat([parts[place], parts[len(self._keys) + 4 + place]])
 
     def transitions(self, index: torch.Tensor) -> Transition:
-        """Return kept steps `index`, of any shape [...], as arrays [..., ...]."""
+        """Return kept steps `index` [...] int64, each from 0 up to `num_rows`, as arrays [..., ...]."""
         taken = self._rows.index_select(0, index.reshape(-1))
-        parts = taken.view(*index.shape, -1).split(self._sizes, dim=-1)
+        parts = taken.view(*index.shape, self._rows.shape[1]).split(self._sizes, dim=-1)
         num_keys = len(self._keys)
         action, pre_tanh_action, environment_reward, discount = parts[num_keys : num_keys + 4]
         observation = dict(zip(self._keys, parts[:num_keys], strict=True))
         next_observation = dict(zip(self._keys, parts[num_keys + 4 :], strict=True))
-        if self._pixels is not None:
+        for key in self._unpacked:
             row, first = self._row[index], self._first_row[index]
-            observation["pixels"] = self._frames(row, first)
-            next_observation["pixels"] = self._frames(row + 1, first)
+            observation[key] = self._observed(key, row, first)
+            next_observation[key] = self._observed(key, row + 1, first)
         return Transition(
             observation,
             action,
@@ -147,30 +149,35 @@ class DemonstrationDataset(Dataset[DemonstrationBatch]):
         ]
         return np.concatenate(starts)
 
-    def _frames(self, row: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-        """Return stacks of frames that end with `row` [...] and begin no earlier than `first` [...]."""
-        assert self._pixels is not None
+    def _observed(self, key: str, row: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        values = self._unpacked[key]
+        if key != "pixels":
+            return values[row]
         back = torch.arange(1 - self._frame_stack, 1, device=self._device)
-        return self._pixels[torch.maximum(row[..., None] + back, first[..., None])]
+        return values[torch.maximum(row[..., None] + back, first[..., None])]
 
     def _packed(
         self, trajectories: Sequence[Trajectory], kept: Sequence[np.ndarray]
     ) -> tuple[torch.Tensor, list[int]]:
         """Return kept steps as rows [N, W], so that one gather draws all of a batch, and the sizes of their parts."""
-        rows, sizes = [], []
+        first = trajectories[0]
+        observed = [first.observation[key].shape[1] for key in self._keys]
+        sizes = [*observed, first.action.shape[1], first.action.shape[1], 1, 1, *observed]
+        rows = np.empty((sum(len(steps) for steps in kept), sum(sizes)), np.float32)
+        start = 0
         for trajectory, steps in zip(trajectories, kept, strict=True):
-            observed = [trajectory.observation[key] for key in self._keys]
+            values = [trajectory.observation[key] for key in self._keys]
             parts = [
-                *[values[steps] for values in observed],
+                *[value[steps] for value in values],
                 trajectory.action[steps],
                 trajectory.pre_tanh_action[steps],
                 trajectory.environment_reward[steps, None],
                 trajectory.discount[steps, None],
-                *[values[steps + 1] for values in observed],
+                *[value[steps + 1] for value in values],
             ]
-            sizes = [part.shape[1] for part in parts]
-            rows.append(np.concatenate(parts, axis=1, dtype=np.float32))
-        return self._tensor(np.concatenate(rows)), sizes
+            np.concatenate(parts, axis=1, out=rows[start : start + len(steps)])
+            start += len(steps)
+        return self._tensor(rows), sizes
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
@@ -195,6 +202,11 @@ def demonstration_loader(
         drop_last=drop_last,
         timeout=60.0 if num_workers else 0.0,
     )
+
+
+def _is_packed(observed: np.ndarray) -> bool:
+    """Say whether an observation lies in the packed rows: not images, whose stacks overlap, nor foreign types."""
+    return observed.ndim == 2 and observed.dtype == np.float32
 
 
 def _unchanged(batch: Any) -> Any:

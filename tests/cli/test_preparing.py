@@ -138,6 +138,19 @@ def test_the_experts_services_listen_where_the_learners_will(
     assert len(trainer.launches) == 1  # The same expert, wherever it listened.
 
 
+def test_an_expert_that_was_interrupted_listens_where_the_learner_will_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted, finishes = Trainer("stopped"), Trainer()
+    monkeypatch.setattr(cli.preparing, "_record", finishes.record)
+    with pytest.raises(CommandFailed, match="not finished"):
+        ready(learner(tmp_path / "demos"), tmp_path, interrupted)
+    elsewhere = learner(tmp_path / "demos", {"services": {"evalserver_port": 8123}})
+    ready(elsewhere, tmp_path, finishes)
+    assert finishes.launches[0].folder.path == interrupted.launches[0].folder.path
+    assert finishes.launches[0].experiment.services.evalserver_port == 8123
+
+
 def test_an_expert_that_was_interrupted_is_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from apprentice.demonstrations.dataset import DemonstrationDataset, demonstration_loader
 from apprentice.demonstrations.format import DemonstrationError
-from apprentice.types import Ending
+from apprentice.types import Ending, Trajectory
 from tests.demonstrations.cases import demonstrations, trajectory
 
 
@@ -116,6 +116,48 @@ def test_a_loader_goes_through_everything_once_in_a_seeded_order(num_workers: in
 def test_states_are_those_of_kept_steps_and_their_successors() -> None:
     dataset = DemonstrationDataset(demonstrations(2, 10).trajectories, subsampling=5)
     assert dataset.states.shape == (8, 3)
+    kept = dataset.transitions(torch.arange(4))
+    both = torch.cat([kept.observation["state"], kept.next_observation["state"]])
+    torch.testing.assert_close(dataset.states, both)
+    assert where(both)[4:] == [(e, s + 1) for e, s in where(both)[:4]]
+
+
+def observed_in_other_ways(number: int, num_steps: int) -> Trajectory:
+    """Return an episode whose observations are of several shapes and types; all tell episode and step."""
+    episode = trajectory(number, num_steps)
+    step = np.arange(num_steps + 1)
+    told = {
+        "task_parameters": np.stack([step, step + 100.0 * number], 1).astype(np.float32),
+        "counter": (step[:, None] + 2**40).astype(np.int64),
+        "map": np.broadcast_to(step[:, None, None], (num_steps + 1, 2, 4)).astype(np.float32),
+    }
+    return episode._replace(observation={**told, **episode.observation})
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (1, 6), ()])
+def test_observations_of_any_shape_and_type_are_served(shape: tuple[int, ...]) -> None:
+    episodes = [observed_in_other_ways(number, 4) for number in range(2)]
+    dataset = DemonstrationDataset(episodes, subsampling=2, seed=1)
+    index = torch.randint(dataset.num_rows, shape, generator=torch.Generator().manual_seed(0))
+    drawn = dataset.transitions(index)
+    assert set(drawn.observation) == {"state", "task_parameters", "counter", "map"}
+    for observation, after in ((drawn.observation, 0), (drawn.next_observation, 1)):
+        episode, step = drawn.observation["state"][..., 0], drawn.observation["state"][..., 1]
+        step = step + after
+        torch.testing.assert_close(observation["task_parameters"][..., 0], step)
+        torch.testing.assert_close(observation["task_parameters"][..., 1], step + 100.0 * episode)
+        assert observation["counter"].dtype == torch.int64
+        assert (observation["counter"][..., 0] == step.long() + 2**40).all()
+        assert observation["map"].shape == (*shape, 2, 4)
+        assert (observation["map"] == step[..., None, None]).all()
+
+
+def test_nothing_can_be_drawn() -> None:
+    drawn = DemonstrationDataset(demonstrations(1, 4).trajectories).transitions(
+        torch.zeros(0, dtype=torch.int64)
+    )
+    assert drawn.observation["state"].shape == (0, 3)
+    assert drawn.discount.shape == (0,)
 
 
 def test_no_episodes_are_refused() -> None:
