@@ -128,7 +128,8 @@ def evaluate(
     Of several tasks each is given every seed; episodes come task by task. The first `keep_trajectories`
     episodes are kept whole. Returns never contain shaping. A policy that infers its task is shown what `context`
     chooses. Raises EvaluationTimeout; EvaluationError where the policy or the physics give numbers that are not
-    finite, or what is shown does not fit the policy; and DemonstrationError where there is nothing to show.
+    finite, what is shown does not fit the policy, or a task lacks the camera that it reads; and DemonstrationError
+    where there is nothing to show.
     """
     tasks = [task] if isinstance(task, str) else list(task)
     if not seeds or not tasks:
@@ -150,6 +151,8 @@ def evaluate(
             chosen, asked = [], [(tasks[task], seeds[number]) for task, number in batch]
             for place, (name, seed) in enumerate(asked):
                 if (place, name) not in environments:
+                    if "pixels" in observation:
+                        _require_policys_camera(name, settings)
                     environments[place, name] = make_environment(name, 0, observation, settings)
                 chosen.append(environments[place, name])
                 chosen[-1].seed(environment_seed(seed))
@@ -164,6 +167,15 @@ def evaluate(
             environment.close()
     in_order = tuple(episodes[where] for where in sorted(episodes))
     return Evaluation(in_order, time.monotonic() - started)
+
+
+def _require_policys_camera(task: str, settings: EnvironmentSettings) -> None:
+    try:
+        require_camera(task, settings, settings.camera)
+    except ValueError as error:
+        raise EvaluationError(
+            f"environment.camera, through which the policy sees: {task}: {error}"
+        ) from None
 
 
 def _batches(num_tasks: int, num_seeds: int) -> Iterator[list[tuple[int, int]]]:

@@ -81,6 +81,12 @@ def test_a_policy_that_is_not_finite_is_refused() -> None:
         evaluate(policy, TASK, [0], settings=SETTINGS)
 
 
+def test_a_task_without_the_camera_that_the_policy_sees_through_is_refused() -> None:
+    seeing = EnvironmentSettings(action_repeat=8, camera=3)
+    with pytest.raises(EvaluationError, match=r"environment.camera.*ball_in_cup-catch.*found 3"):
+        evaluate(make_policy(), "ball_in_cup-catch", [0], observation=("pixels",), settings=seeing)
+
+
 def test_kept_trajectories_are_the_episode() -> None:
     evaluation = evaluate(make_policy(), TASK, [0, 1], settings=SETTINGS, keep_trajectories=1)
     first, second = evaluation.episodes
