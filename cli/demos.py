@@ -59,6 +59,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     split.add_argument("--seed", type=int, default=0)
     split.add_argument("--train", type=Path, required=True, metavar="FILE.hdf5")
     split.add_argument("--test", type=Path, required=True, metavar="FILE.hdf5")
+    join = actions.add_parser("join", help="make a family's folder of a file for each of its tasks")
+    join.add_argument("files", nargs="+", metavar="FILE.hdf5")
+    join.add_argument(
+        "--context",
+        type=_positive,
+        required=True,
+        metavar="N",
+        help="episodes of each task to be shown",
+    )
+    _with_output(join, "FOLDER")
     render = actions.add_parser("render", help="add pixels, drawn from the states in the file")
     render.add_argument("file", metavar="FILE.hdf5")
     render.add_argument("--width", type=_positive, default=84)
@@ -96,6 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         "inspect": _inspect,
         "validate": _validate,
         "split": _split,
+        "join": _join,
         "render": _render,
         "export": _export,
         "import": _import,
@@ -205,6 +216,14 @@ def _split(arguments: argparse.Namespace) -> None:
     for path, part in ((arguments.train, train), (arguments.test, test)):
         _write(path, part)
         print(f"{path}: {len(part.trajectories)} episodes")
+
+
+def _join(arguments: argparse.Namespace) -> None:
+    from apprentice.demonstrations.joining import join_family
+
+    _require_free(arguments.out)
+    files = [Path(file) for file in arguments.files]
+    _show_family(arguments.out, join_family(files, arguments.context, arguments.out))
 
 
 def _render(arguments: argparse.Namespace) -> None:
