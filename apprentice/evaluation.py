@@ -144,6 +144,9 @@ def evaluate(
     started = time.monotonic()
     deadline = started + deadline_seconds
     settings = unshaped(settings or EnvironmentSettings())
+    if "pixels" in observation:
+        for name in dict.fromkeys(tasks):
+            _require_policys_camera(name, settings)
     episodes: dict[tuple[int, int], Episode] = {}
     environments: dict[tuple[int, str], Environment] = {}
     try:
@@ -151,8 +154,6 @@ def evaluate(
             chosen, asked = [], [(tasks[task], seeds[number]) for task, number in batch]
             for place, (name, seed) in enumerate(asked):
                 if (place, name) not in environments:
-                    if "pixels" in observation:
-                        _require_policys_camera(name, settings)
                     environments[place, name] = make_environment(name, 0, observation, settings)
                 chosen.append(environments[place, name])
                 chosen[-1].seed(environment_seed(seed))

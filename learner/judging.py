@@ -85,7 +85,8 @@ class Judge:
         )
         self._update: DiscriminatorUpdate = compiled(plain, experiment.learner.compile, device)
         self._compile = experiment.learner.compile
-        self._rewards: dict[int, _Reward] = {}  # by the number of rows
+        self._plain_reward = _make_reward(module, self._layout, self._reward)
+        self._rewards: dict[int, _Reward] = {}  # compiled, by the number of rows
 
     def rows(
         self, batch: Transition, generator: torch.Generator | None = None, *, told: bool = True
@@ -114,10 +115,8 @@ class Judge:
 
     def reward(self, batch: Transition) -> torch.Tensor:
         """Return the reward [B] within its bounds; AIRL's is f, without log pi."""
-        with torch.no_grad():
-            return imitation_reward(
-                self._scores(self._rows_without_log_probability(batch)), self._reward
-            )
+        rows = self._rows_without_log_probability(batch)
+        return self._plain_reward(self._state.adam.parameters, self._state.singular_vectors, rows)
 
     def compiled_reward(self, batch: Transition) -> torch.Tensor:
         """Return `reward` by compiled code, for batches that lie in memory as the first of their size: SAC's."""
@@ -125,8 +124,7 @@ class Judge:
         rows = rows._replace(discount=rows.discount.contiguous())
         size = len(rows.discount)
         if size not in self._rewards:
-            plain = _make_reward(self._module, self._layout, self._reward)
-            self._rewards[size] = compiled(plain, self._compile, self._device)
+            self._rewards[size] = compiled(self._plain_reward, self._compile, self._device)
         state = self._state
         return self._rewards[size](state.adam.parameters, state.singular_vectors, rows)
 

@@ -13,7 +13,7 @@ from apprentice.demonstrations.format import DemonstrationError, DemonstrationSe
 from apprentice.demonstrations.reading import read_demonstrations
 from apprentice.environments import environment_spec
 from apprentice.environments.families import FamilyError, TaskSplit, load_family, task_split
-from apprentice.suite_tasks import FAMILIES
+from apprentice.suite_tasks import FAMILIES, family_of
 
 
 def join_family(files: Sequence[Path], num_context: int, folder: Path) -> FamilyDemonstrations:
@@ -23,8 +23,6 @@ def join_family(files: Sequence[Path], num_context: int, folder: Path) -> Family
     of the files' settings. What tells the task is added to the observations where an expert did not read it. Raises
     DemonstrationError, with what is missing, and OSError.
     """
-    if folder.exists():
-        raise DemonstrationError(f"{folder}: expected a path that is free, found something there")
     found: dict[str, tuple[Path, DemonstrationSet]] = {}
     for path in files:
         demonstrations = read_demonstrations(path)
@@ -54,7 +52,7 @@ def join_family(files: Sequence[Path], num_context: int, folder: Path) -> Family
 
 def _task_of(path: Path, demonstrations: DemonstrationSet) -> str:
     spec = demonstrations.metadata.spec
-    if spec is None or spec.task_id.partition("-")[0] not in FAMILIES:
+    if spec is None or family_of(spec.task_id) is None:
         found = "no task" if spec is None else spec.task_id
         raise refused(path, "task", f"a task of a family ({', '.join(sorted(FAMILIES))})", found)
     return spec.task_id
@@ -66,7 +64,8 @@ def _division(found: Mapping[str, tuple[Path, DemonstrationSet]]) -> tuple[str, 
         raise DemonstrationError("files: expected one for each task of a family, found none")
     first: tuple[Path, str, TaskSplit] | None = None
     for task_id, (path, demonstrations) in found.items():
-        name, settings = task_id.partition("-")[0], demonstrations.metadata.settings.family
+        name, settings = family_of(task_id), demonstrations.metadata.settings.family
+        assert name is not None  # `_task_of` saw to it.
         try:
             split = task_split(name, settings)
         except FamilyError as error:
