@@ -110,7 +110,7 @@ def check_compiler() -> Finding:
 def check_replay() -> Finding:
     """Load Reverb in a child: where it does not suit the machine it ends the process."""
     code, output = _child(
-        sys.executable, "-c", "from replay.connection import load_reverb; load_reverb()"
+        sys.executable, "-c", "from replay.importing import load_reverb; load_reverb()"
     )
     if code == 0:
         version = importlib.metadata.version("dm-reverb")

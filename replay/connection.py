@@ -7,7 +7,6 @@ process (measured: 0.7 instead of up to 14 s), so whoever waits calls `nudge` no
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -20,6 +19,7 @@ from apprentice.config import ReplaySettings
 from apprentice.ports import split_address
 from apprentice.types import EnvironmentSpec
 from replay.errors import ReplayMismatch, ReplayUnavailable
+from replay.importing import load_reverb
 from replay.tables import COLUMN, FEED, SegmentFormat, table_sizes, task_table
 
 log = structlog.get_logger()
@@ -33,28 +33,11 @@ UNHEALTHY_SILENCE_SECONDS = 20.0
 """With what passes until a silence is noticed, a server that stands still is reported within 30 s."""
 
 
-def load_reverb() -> Any:
-    """Import reverb, with TensorFlow held to one thread, silent, and without Keras.
-
-    Keras is a sixth of the import's time and 28 MB of every process. TensorFlow goes on without it where its
-    older one is asked for and is not installed.
-    """
-    for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-    import reverb  # type: ignore[import-untyped,import-not-found,unused-ignore]
-
-    return reverb
-
-
 def make_tables(specs: Sequence[EnvironmentSpec], settings: ReplaySettings) -> list[Any]:
     """Return the durable table of each task, and the feed."""
     reverb = load_reverb()
-    import tensorflow  # type: ignore[import-untyped,import-not-found,unused-ignore]
-
     num_bytes = SegmentFormat(specs, settings.segment_length, settings.context_size).num_bytes
-    signature = [tensorflow.TensorSpec([num_bytes], "uint8", name=COLUMN)]
+    signature = [reverb.TensorSpec([num_bytes], "uint8", name=COLUMN)]
     sizes = table_sizes(specs, settings)
     durable = [
         reverb.Table(

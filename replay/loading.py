@@ -13,8 +13,9 @@ from pathlib import Path
 
 from apprentice.config import ReplaySettings
 from apprentice.types import EnvironmentSpec
-from replay.connection import load_reverb, make_tables
+from replay.connection import make_tables
 from replay.errors import CheckpointUnloadable
+from replay.importing import load_reverb
 
 _BASE_SECONDS = 60.0
 _BYTES_PER_SECOND = 20e6  # a fifth of what was measured on one slow core

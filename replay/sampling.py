@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import structlog
 
-from replay.connection import UNLIMITED, Connection, load_reverb
+from replay.connection import UNLIMITED, Connection
 from replay.errors import ReplayMismatch, ReplayUnavailable
+from replay.importing import load_reverb
 from replay.tables import FEED
 
 log = structlog.get_logger()

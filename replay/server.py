@@ -18,8 +18,9 @@ from apprentice.profiling import Profile, Span
 from apprentice.types import EnvironmentSpec, Metrics
 from apprentice.watchdog import Watchdog
 from replay.checkpointing import CheckpointStore
-from replay.connection import Connection, load_reverb, make_tables
+from replay.connection import Connection, make_tables
 from replay.errors import CheckpointFailed, NotEnoughMemory, ReplayError, ReplayUnavailable
+from replay.importing import load_reverb
 from replay.loading import try_load
 from replay.locks import hold_folder, hold_port
 from replay.tables import full_tables_bytes, replay_digest

@@ -13,8 +13,9 @@ import structlog
 
 from apprentice.config import ReplaySettings
 from apprentice.types import EnvironmentSpec, Metrics, Segment
-from replay.connection import Connection, load_reverb
+from replay.connection import Connection
 from replay.errors import ReplayUnavailable, SegmentRejected
+from replay.importing import load_reverb
 from replay.tables import FEED, task_table
 
 log = structlog.get_logger()

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from apprentice.types import Ending, Segment
-from replay.connection import Connection, load_reverb
+from replay.connection import Connection
 from replay.errors import ReplayMismatch, ReplayUnavailable, SegmentRejected
+from replay.importing import load_reverb
 from replay.reader import FeedReader
 from replay.tables import FEED
 from replay.writer import SegmentWriter
