@@ -8,75 +8,94 @@ datasets, which nothing here uses. The start of each service, and the restart of
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
 import threading
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 _lock = threading.Lock()
-_names: SimpleNamespace | None = None
+_loaded: Reverb | None = None
 
 
-def load_reverb() -> Any:
-    """Import Reverb, with TensorFlow held to one thread and silent; from any thread.
+class Reverb(NamedTuple):
+    """What is used of it."""
 
-    Returns what is used of it: Client, Server, Table, TensorSpec, and the modules checkpointers, pybind,
-    rate_limiters and selectors. Raises ModuleNotFoundError where one of the two is not installed.
+    Client: Any
+    Server: Any
+    Table: Any
+    TensorSpec: Any
+    checkpointers: Any
+    pybind: Any
+    rate_limiters: Any
+    selectors: Any
+
+
+def load_reverb() -> Reverb:
+    """Import Reverb, with TensorFlow held to one thread and silent; from any thread, and again after a failure.
+
+    Raises ModuleNotFoundError where one of the two is not installed. Another thread that imports TensorFlow meanwhile
+    gets an empty package; afterwards either can be imported whole, but Reverb's datasets do not work in this process.
     """
-    global _names
+    global _loaded
     with _lock:
-        if _names is None:
+        if _loaded is None:
             for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
                 os.environ.setdefault(name, "1")
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-            _names = _import_parts()
-        return _names
+            with _empty_packages() as empty:
+                _loaded = _import_parts(empty)
+        return _loaded
 
 
-def _import_parts() -> SimpleNamespace:
-    """Import single modules, with empty packages in the places of those that import everything."""
-    names = ("tensorflow", "tensorflow.compat", "tensorflow.compat.v1", "reverb")
-    empty = {name: ModuleType(name) for name in names if name not in sys.modules}
-    for name in {"tensorflow", "reverb"} & empty.keys():
+@contextmanager
+def _empty_packages() -> Iterator[dict[str, ModuleType]]:
+    """Put empty packages in the places of those that import everything, but where they are imported already."""
+    empty = {}
+    for name in ("tensorflow", "reverb"):
+        if name in sys.modules:
+            continue
         found = importlib.util.find_spec(name)
         if found is None or found.submodule_search_locations is None:
             raise ModuleNotFoundError(f"no package {name!r}; `make install` installs it", name=name)
-        empty[name].__path__ = list(found.submodule_search_locations)
+        empty[name] = importlib.util.module_from_spec(found)  # which does not run it
+    if "tensorflow" in empty:
+        for name in ("tensorflow.compat", "tensorflow.compat.v1"):
+            empty[name] = importlib.util.module_from_spec(ModuleSpec(name, None))
     sys.modules.update(empty)
     try:
-        specification = importlib.import_module("tensorflow.python.framework.tensor_spec")
-        if "tensorflow" in empty:  # What Reverb's modules look at while they are imported.
-            empty["tensorflow"].__dict__["__version__"] = importlib.metadata.version(
-                "tensorflow-cpu"
-            )
-            first = empty["tensorflow.compat.v1"]
-            first.__dict__.update(Tensor=np.ndarray, TensorSpec=specification.TensorSpec)
-        client, server, pybind, selectors, rate_limiters, checkpointers = (
-            importlib.import_module(f"reverb.{name}")
-            for name in (
-                "client",
-                "server",
-                "pybind",
-                "item_selectors",
-                "rate_limiters",
-                "platform.default.checkpointers",
-            )
-        )
+        yield empty
     finally:
-        for name in empty:  # Whoever wants all of either gets it.
+        for name in empty:
             sys.modules.pop(name, None)
-    return SimpleNamespace(
+
+
+def _import_parts(empty: dict[str, ModuleType]) -> Reverb:
+    if (
+        "tensorflow" in empty
+    ):  # What it does first; without, a shape has entries of a kind of their own.
+        importlib.import_module("tensorflow.python.tf2").enable()
+    specification = importlib.import_module("tensorflow.python.framework.tensor_spec")
+    if "tensorflow" in empty:  # What Reverb's modules look at while they are imported.
+        versions = importlib.import_module("tensorflow.python.framework.versions")
+        empty["tensorflow"].__dict__["__version__"] = versions.VERSION
+        compat_v1 = empty["tensorflow.compat.v1"]
+        compat_v1.__dict__.update(Tensor=np.ndarray, TensorSpec=specification.TensorSpec)
+    client = importlib.import_module("reverb.client")
+    server = importlib.import_module("reverb.server")
+    return Reverb(
         Client=client.Client,
         Server=server.Server,
         Table=server.Table,
         TensorSpec=specification.TensorSpec,
-        checkpointers=checkpointers,
-        pybind=pybind,
-        rate_limiters=rate_limiters,
-        selectors=selectors,
+        checkpointers=importlib.import_module("reverb.platform.default.checkpointers"),
+        pybind=importlib.import_module("reverb.pybind"),
+        rate_limiters=importlib.import_module("reverb.rate_limiters"),
+        selectors=importlib.import_module("reverb.item_selectors"),
     )

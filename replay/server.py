@@ -62,10 +62,7 @@ class ReplayServer:
         self._port_lock = hold_port(port)
         self._folder_lock = hold_folder(folder)
         self._store = CheckpointStore(folder, replay_digest(specs, settings))
-        importing = threading.Thread(target=load_reverb, name="import reverb")
-        importing.start()  # takes seconds, in which the child tries the checkpoint
         self._prepared = self._store.prepare(lambda live: try_load(live, specs, settings))
-        importing.join()
         reverb = load_reverb()
         self._server: Any = reverb.Server(
             make_tables(specs, settings),

@@ -1,7 +1,8 @@
 """`point_mass_goal`: the suite's point mass slides to one of many goals, and is not told which.
 
 It starts within 0.05 m of the middle; goals lie 0.10 to 0.25 m away from it. Reward: 1 within 0.03 m of the goal,
-and potential-based shaping as in `reacher_goal`. An episode has 200 steps of 0.02 s.
+and potential-based shaping as in `reacher_goal`. An episode has 200 steps of 0.02 s; the experiments act
+at every fifth of them.
 """
 
 from __future__ import annotations

@@ -137,7 +137,10 @@ def test_disk_is_that_of_the_nearest_folder_there_is(tmp_path: Path) -> None:
 def test_replay_that_ends_the_process_is_a_failure_with_its_last_word(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "reverb.py").write_text(
+    package = tmp_path / "reverb"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "client.py").write_text(
         "import os, sys\nprint('Illegal instruction')\nsys.stdout.flush()\nos.abort()\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

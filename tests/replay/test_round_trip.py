@@ -198,7 +198,10 @@ def refuses(reader: FeedReader) -> bool:
 def test_another_experiments_server_is_refused_by_both_ends(both_tasks: ServerProcess) -> None:
     other = SETTINGS.model_copy(update={"capacity": 800})
     writer = SegmentWriter(both_tasks.address, BOTH, other)
-    with pytest.raises(ReplayMismatch, match="'task/.*expected 100 segments .* found 50"):
+    with pytest.raises(
+        ReplayMismatch,
+        match=r"'task/.*expected 100 segments .* found 50 of \[\(\(\d+,\), 'uint8'\)\]",
+    ):
         writer.append(make_segment())
     writer.close(0.1)
     reader = FeedReader(both_tasks.address, (STATE,), SETTINGS)
