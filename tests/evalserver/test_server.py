@@ -79,7 +79,7 @@ def test_returns_come_as_json_and_repeat_with_the_seed(
         "max_steps": 60,
         "deterministic": deterministic,
     }
-    first = server.get("/evaluate", checkpoint="latest", **query)
+    first = server.get("/evaluate", checkpoint=run, **query)
     assert first.status == 200, first.body
     answer = first.json
     assert (answer["run"], answer["task"], answer["steps"]) == (run, "reacher-easy", 100)
@@ -87,6 +87,13 @@ def test_returns_come_as_json_and_repeat_with_the_seed(
     assert [episode["length"] for episode in answer["episodes"]] == [60, 60, 60]
     again = server.get("/evaluate", checkpoint=f"{run}:100", **query)
     assert again.json["episodes"] == answer["episodes"]
+
+
+def test_latest_is_the_newest_run(server: Server, runs: Path) -> None:
+    # Runs of the same second are in the order of their names, and this one's is the last.
+    newest = make_run(runs, "youngest", "reacher-easy", steps=3)
+    answer = server.get("/evaluate", checkpoint="latest", format="json", max_steps=5).json
+    assert (answer["run"], answer["steps"]) == (newest, 3)
 
 
 def test_sampled_actions_are_not_the_likeliest(server: Server, run: str) -> None:

@@ -144,6 +144,8 @@ def test_a_run_survives_the_loss_of_each_service_shows_its_policy_and_keeps_its_
         lambda: list(system.folder.glob("runs/*/checkpoints/step-*[1-9]*")),
         "a checkpoint of training",
     )
+    ready = "the evaluation worker is ready"
+    system.wait(lambda: ready in _log(system, "evalserver"), "the first server")
     # Neither of the first two needs the other.
     for names in (("replay", "evalserver"), ("learner",), ("actor",)):
         before = system.status()
@@ -165,7 +167,7 @@ def test_a_run_survives_the_loss_of_each_service_shows_its_policy_and_keeps_its_
             f"training to go on without the first {names}",
         )
     system.wait(
-        lambda: _log(system, "evalserver").count("the evaluation worker is ready") == 2,
+        lambda: _log(system, "evalserver").count(ready) == 2,
         "the second server",
     )
     found = json.loads(system.evaluate("format=json&episodes=2"))
