@@ -196,7 +196,7 @@ def measure(rounds: int, seconds: float, num_tasks: int | None = None) -> list[d
     children: dict[str, Child] = {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "experiment.yaml"
-        save_experiment(make_experiment(), file)
+        save_experiment(make_experiment(num_tasks), file)
         where = ["--port", str(port), "--checkpoints", str(Path(folder) / "replay")]
         try:
             children["server"] = Child("-m", "replay", "--experiment", str(file), *where)
