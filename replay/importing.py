@@ -77,23 +77,22 @@ def _empty_packages() -> Iterator[dict[str, ModuleType]]:
 
 
 def _import_parts(empty: dict[str, ModuleType]) -> Reverb:
-    if (
-        "tensorflow" in empty
-    ):  # What it does first; without, a shape has entries of a kind of their own.
+    """Import what is used, and give the empty packages what Reverb's modules look at meanwhile."""
+    if "tensorflow" in empty:
+        # The first that all of TensorFlow does; without it a shape's entries are of a kind of their own.
         importlib.import_module("tensorflow.python.tf2").enable()
-    specification = importlib.import_module("tensorflow.python.framework.tensor_spec")
-    if "tensorflow" in empty:  # What Reverb's modules look at while they are imported.
         versions = importlib.import_module("tensorflow.python.framework.versions")
         empty["tensorflow"].__dict__["__version__"] = versions.VERSION
-        compat_v1 = empty["tensorflow.compat.v1"]
-        compat_v1.__dict__.update(Tensor=np.ndarray, TensorSpec=specification.TensorSpec)
+    tensor_spec = importlib.import_module("tensorflow.python.framework.tensor_spec").TensorSpec
+    if "tensorflow.compat.v1" in empty:
+        empty["tensorflow.compat.v1"].__dict__.update(Tensor=np.ndarray, TensorSpec=tensor_spec)
     client = importlib.import_module("reverb.client")
     server = importlib.import_module("reverb.server")
     return Reverb(
         Client=client.Client,
         Server=server.Server,
         Table=server.Table,
-        TensorSpec=specification.TensorSpec,
+        TensorSpec=tensor_spec,
         checkpointers=importlib.import_module("reverb.platform.default.checkpointers"),
         pybind=importlib.import_module("reverb.pybind"),
         rate_limiters=importlib.import_module("reverb.rate_limiters"),

@@ -31,7 +31,7 @@ from replay.validation import Bounds, check_numbers, check_scalars
 FEED = "feed"
 COLUMN = "segment"
 FORMAT_VERSION = 1
-REVERB_BASE_BYTES = 320_000_000  # what an empty Reverb process takes
+REVERB_BASE_BYTES = 320_000_000  # an empty Reverb process takes 270
 _ITEM_BYTES = 1_600  # what Reverb adds to the bytes of one segment in two tables
 _HEADER = 9
 _UNSIGNED = 0xFFFF_FFFF_FFFF_FFFF

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 _LOAD = """
-import importlib.util, sys, threading
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from replay.importing import load_reverb
 with ThreadPoolExecutor(4) as pool:
@@ -37,8 +37,7 @@ def test_a_part_of_tensorflow_is_imported_once_and_nothing_empty_stays() -> None
         _LOAD
         + "assert not names & sys.modules.keys()\n"
         + "assert not any(name.startswith(('keras', 'tensorflow._api')) for name in sys.modules)\n"
-        + "assert tuple(load_reverb().TensorSpec([3], 'uint8').shape) == (3,)\n"
-        + "assert all(type(n) is int for n in load_reverb().TensorSpec([3], 'uint8').shape)\n"
+        + "assert repr(tuple(load_reverb().TensorSpec([3], 'uint8').shape)) == '(3,)'\n"
     )
 
 
