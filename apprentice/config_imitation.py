@@ -71,7 +71,7 @@ class DiscriminatorSettings(Settings):
     inputs: Literal["state_action", "state_next_state", "state"] = "state_action"
     """What it judges; `airl` uses `state_action` or `state` for g."""
     preset: Literal["tanh_2x100"] | None = None
-    """An architecture by name; whatever else is set here goes before it."""
+    """An architecture by name; whatever else is set beside it goes before it, not what a file below sets."""
     hidden_size: int = Field(128, ge=4, le=4096)
     """Units of each hidden layer."""
     num_hidden_layers: int = Field(2, ge=1, le=8)

@@ -1,8 +1,9 @@
 """Experiment files: YAML in, one `Experiment` for each variant out.
 
 A file holds only what differs from the defaults. `extends: NAME` starts from another file, sections
-merge key by key, and `grid: {key.path: [values], ...}` makes one variant of each combination, numbered
-from 0 with the last key changing fastest. `docs/experiments.md` is the user's page.
+merge key by key (what a method or a preset sets goes before what lies below it), and
+`grid: {key.path: [values], ...}` makes one variant of each combination, numbered from 0 with the last
+key changing fastest. `docs/experiments.md` is the user's page.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 
 from apprentice.config import Experiment
 from apprentice.config_family import FamilySettings
+from apprentice.config_imitation import ARCHITECTURES, PRESETS
 from apprentice.plain_yaml import (
     MAX_CHARACTERS,
     MAX_DEPTH,
@@ -85,8 +87,8 @@ def expand(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Experiment
         tree = _merge({}, settings)
         if len(combinations) > 1:
             tree["variant"] = number
-        for key, value in (*combination.items(), *changes):
-            _set(tree, key, value)
+        for layer in (list(combination.items()), changes):
+            tree = _laid_over(tree, layer)
         try:
             experiments.append(_validate(tree))
         except ValidationError as error:
@@ -174,7 +176,9 @@ def _merged(path: Path, chain: tuple[Path, ...] = ()) -> tuple[_Tree, object]:
     settings, inherited = _merged(_find(parent, extending=path), (*chain, here))
     settings.pop("name", None)
     settings.pop("variant", None)
-    return _merge(settings, document), inherited if grid is None else grid
+    return _merge(_without_preset(settings, document), document), (
+        inherited if grid is None else grid
+    )
 
 
 def _merge(below: _Tree, above: _Tree) -> _Tree:
@@ -189,6 +193,45 @@ def _merge_values(below: object, above: object) -> object:
     if not isinstance(above, dict):
         return above
     return _merge(below if isinstance(below, dict) else {}, above)
+
+
+def _laid_over(tree: _Tree, layer: Sequence[tuple[str, object]]) -> _Tree:
+    """Return a tree with the values of a grid's combination, or of the command line, on top."""
+    above: _Tree = {}
+    for key, value in layer:
+        _set(above, key, value)
+    tree = _without_preset(tree, above)
+    for key, value in layer:
+        _set(tree, key, value)
+    return tree
+
+
+def _without_preset(below: _Tree, above: _Tree) -> _Tree:
+    """Return what lies below a layer, without what the method or the preset that the layer names sets itself."""
+    found = _merge({}, below)
+    imitation = above.get("imitation")
+    if not isinstance(imitation, dict):
+        return found
+    _remove(found.get("imitation"), _preset_of(PRESETS, imitation.get("method")))
+    discriminator = imitation.get("discriminator")
+    if isinstance(discriminator, dict) and isinstance(found.get("imitation"), dict):
+        own = found["imitation"].get("discriminator")
+        _remove(own, _preset_of(ARCHITECTURES, discriminator.get("preset")))
+    return found
+
+
+def _preset_of(presets: Mapping[Any, Mapping[str, Any]], name: object) -> Mapping[str, Any]:
+    return presets.get(name, {}) if isinstance(name, str) else {}
+
+
+def _remove(tree: object, keys: Mapping[str, Any]) -> None:
+    if not isinstance(tree, dict):
+        return
+    for key, value in keys.items():
+        if isinstance(value, Mapping):
+            _remove(tree.get(key), value)
+        else:
+            tree.pop(key, None)
 
 
 def _set(tree: _Tree, key: str, value: object) -> None:

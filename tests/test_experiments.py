@@ -69,6 +69,37 @@ def test_extending_merges_sections_and_replaces_lists(write: Write) -> None:
     assert experiment.reads.policy == ("pixels",)
 
 
+def test_a_preset_goes_before_what_lies_below_it_and_not_before_what_is_beside_it(
+    write: Write,
+) -> None:
+    below = write(
+        "task: reacher-easy\nimitation: {method: dac, discriminator: {dropout: 0.5}}", "below"
+    )
+    preset = "imitation.discriminator.preset=tanh_2x100"
+    assert load_experiment(below).imitation.discriminator.dropout == 0.5
+    assert load_experiment(below, None, [preset]).imitation.discriminator.dropout == 0.0
+    both = [preset, "imitation.discriminator.dropout=0.25"]
+    for overrides in (both, both[::-1]):
+        assert load_experiment(below, None, overrides).imitation.discriminator.dropout == 0.25
+    above = write("extends: below\nimitation: {discriminator: {preset: tanh_2x100}}", "above")
+    assert load_experiment(above).imitation.discriminator.dropout == 0.0
+    grid = write(
+        "extends: below\ngrid: {imitation.discriminator.preset: [null, tanh_2x100]}", "grid"
+    )
+    found = [one.imitation.discriminator.dropout for one in expand(grid)]
+    assert found == [0.5, 0.0]
+
+
+def test_a_method_sets_what_it_means_whatever_it_is_set_upon() -> None:
+    assert load_experiment("dac").imitation.demonstration_share == 0.1
+    sqil = load_experiment("dac", None, ["imitation.method=sqil"])
+    assert sqil.imitation.demonstration_share == 0.5
+    own = ["imitation.method=sqil", "imitation.demonstration_share=0.25"]
+    assert load_experiment("dac", None, own).imitation.demonstration_share == 0.25
+    fairl = load_experiment("dac", None, ["imitation.method=fairl"]).imitation.reward
+    assert (fairl.form, fairl.bound) == ("fairl", 10.0)
+
+
 def test_extending_finds_the_projects_experiments_and_paths(write: Write, tmp_path: Path) -> None:
     assert load_experiment(write("extends: smoke\nseed: 3")).task == "cartpole-balance"
     (tmp_path / "deeper").mkdir()
