@@ -23,6 +23,15 @@ def uses_absorbing_states(experiment: Experiment, spec: EnvironmentSpec) -> bool
     return learns and imitation.absorbing_states and terminates(spec.task)
 
 
+def share_beside(batch: Transition) -> torch.Tensor:
+    """Return the share [] that `absorbing_share` has in what a batch was drawn from, as its own rows tell it.
+
+    That many of them ended an episode; so it fits whichever part of replay they are from.
+    """
+    num_ended = (batch.discount == 0.0).sum()
+    return num_ended / (len(batch.discount) + num_ended)
+
+
 def absorbing_share(num_rows: int, num_terminated: int, subsampling: int = 1) -> float:
     """Return which share of all transitions stays in the absorbing state.
 
@@ -35,7 +44,7 @@ def absorbing_share(num_rows: int, num_terminated: int, subsampling: int = 1) ->
 
 
 def with_absorbing_states(
-    batch: Transition, share: float, generator: torch.Generator
+    batch: Transition, share: float | torch.Tensor, generator: torch.Generator
 ) -> Transition:
     """Return the batch with ends that lead into the absorbing state, and `share` of its rows staying there.
 

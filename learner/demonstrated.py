@@ -24,7 +24,12 @@ from apprentice.demonstrations.context import ContextLibrary, TrainContext, trai
 from apprentice.demonstrations.dataset import DemonstrationDataset
 from apprentice.demonstrations.digest import digest_of
 from apprentice.demonstrations.family import FamilyDemonstrations
-from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet, require_spec
+from apprentice.demonstrations.format import (
+    DemonstrationError,
+    DemonstrationSet,
+    doubt_of_units,
+    require_spec,
+)
 from apprentice.demonstrations.reading import read_demonstrations
 from apprentice.runs import EXPERT_EPISODE, EXPERT_RECORD
 from apprentice.trajectories import save_trajectory
@@ -126,6 +131,9 @@ def load_demonstrated(
     demonstrations = read_demonstrations(path, spec)
     require_fit(str(path), demonstrations, experiment)
     _warn_of_clipped(str(path), [demonstrations])
+    doubt = doubt_of_units(demonstrations)
+    if doubt is not None:
+        log.warning("demonstrations may be in other units", source=str(path), doubt=doubt)
     train, held_out = split_demonstrations(
         demonstrations, settings.episodes, settings.held_out, settings.seed
     )

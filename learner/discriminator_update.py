@@ -30,7 +30,8 @@ METRICS = (
     "rejected_updates",
 )
 """What an update returns, in this order: the whole objective; its cross-entropy; the penalty before its
-weight; the gradient's norm before clipping; and 1 where a number that is not finite made it change nothing."""
+weight; the gradient's norm before clipping, the larger one of two that are clipped apart; and 1 where a
+number that is not finite made it change nothing."""
 
 REWARD_LIMIT = 10.0
 """Scores of FAIRL, and rewards before exp, are cut to this in penalties: what lies beyond drowns everything else."""
@@ -203,8 +204,9 @@ def make_discriminator_update(
             (gradient, context_gradient), (loss, measured) = whole(*arguments, "rest")
             gradient, norm = clip_by_norm(gradient, settings.max_gradient_norm)
             (steepness, _), (penalty_loss, penalised) = whole(*arguments, "penalty")
-            steepness, _ = clip_by_norm(steepness, settings.max_penalty_gradient_norm)
+            steepness, steepest = clip_by_norm(steepness, settings.max_penalty_gradient_norm)
             gradient, loss = gradient + steepness, loss + penalty_loss
+            norm = torch.maximum(norm, steepest)
             measured = measured._replace(penalty=penalised.penalty)
         accept = torch.isfinite(loss) & torch.isfinite(norm)
         adam_step(state.adam, gradient, adam, rate_factor, accept)

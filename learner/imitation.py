@@ -13,7 +13,7 @@ import torch
 from apprentice.config import Experiment
 from apprentice.networks.encoder import ABSORBING
 from apprentice.types import EnvironmentSpec, Metrics, Transition
-from learner.absorbing import absorbing_share, with_absorbing_states
+from learner.absorbing import absorbing_share, share_beside, with_absorbing_states
 from learner.conditioning import Conditioning, told_latent
 from learner.context_update import CONTEXT_METRICS, ContextBatch
 from learner.demonstrated import Demonstrated, ExpertRows, rows_of_tasks, tasks_of_rows
@@ -94,10 +94,7 @@ class Imitation:
         All rows of a task are told the same `latent`, inferred from demonstrations drawn now.
         """
         expert = self._expert_batch(size)
-        policy = self._made_absorbing(
-            self._policy_batch(experience, size),
-            absorbing_share(experience.num_transitions, experience.num_terminated),
-        )
+        policy = self._made_absorbing(self._policy_batch(experience, size))
         shown = None
         if self._conditioning is not None:
             tasks = self._tasks_of(size)
@@ -116,10 +113,9 @@ class Imitation:
         tasks = torch.arange(self._conditioning.num_tasks, device=self._device)
         return self._conditioning.latent(self._conditioning.draw(tasks, generator), generator)
 
-    def relabel(self, experience: Experience, batch: Transition) -> tuple[Transition, torch.Tensor]:
+    def relabel(self, batch: Transition) -> tuple[Transition, torch.Tensor]:
         """Return the batch that SAC learns on, and its reward [B] by the newest discriminator."""
-        share = absorbing_share(experience.num_transitions, experience.num_terminated)
-        batch = self._made_absorbing(batch, share)
+        batch = self._made_absorbing(batch)
         num_expert = round(self._settings.demonstration_share * len(batch.discount))
         if num_expert:
             expert = self._told(self._expert_batch(num_expert), self._generator)
@@ -136,10 +132,10 @@ class Imitation:
         self._judge.prepare(expert, policy, self._generator, shown)
         self._generator.set_state(generator)
 
-    def example(self, experience: Experience, batch: Transition) -> tuple[Transition, torch.Tensor]:
+    def example(self, batch: Transition) -> tuple[Transition, torch.Tensor]:
         """Return what `relabel` would, whose reward is compiled by that; no state and no random stream moves."""
         generator, mean_square = self._generator.get_state(), self._mean_square.clone()
-        result = self.relabel(experience, batch)
+        result = self.relabel(batch)
         self._generator.set_state(generator)
         self._mean_square.copy_(mean_square)
         return result
@@ -159,11 +155,8 @@ class Imitation:
         self._num_summed = 0
         if experience.num_transitions == 0:
             return result
-        policy = self._made_absorbing(
-            experience.sample(self._num_diagnosed, generator),
-            absorbing_share(experience.num_transitions, experience.num_terminated),
-            generator,
-        )
+        drawn = experience.sample(self._num_diagnosed, generator)
+        policy = self._made_absorbing(drawn, generator=generator)
         if self._conditioning is not None:
             policy = self._conditioning.conditioned(policy, generator)
         expert = self._told(self._expert_batch(self._num_diagnosed, generator), generator)
@@ -302,14 +295,20 @@ class Imitation:
         else:
             index = torch.randint(rows.num_rows, (size,), generator=generator, device=self._device)
         share = absorbing_share(rows.num_rows, rows.num_terminated, rows.subsampling)
-        return self._made_absorbing(rows.transitions(index), share, generator)
+        return self._made_absorbing(rows.transitions(index), share, generator=generator)
 
     def _made_absorbing(
-        self, batch: Transition, share: float, generator: torch.Generator | None = None
+        self,
+        batch: Transition,
+        share: float | None = None,
+        *,
+        generator: torch.Generator | None = None,
     ) -> Transition:
+        """Return the batch with absorbing states, `share` of it or as many as are beside rows of replay."""
         if not self._absorbs:
             return batch
-        return with_absorbing_states(batch, share, generator or self._generator)
+        stays = share_beside(batch) if share is None else share
+        return with_absorbing_states(batch, stays, generator or self._generator)
 
     def _log_integral(self, policy: Transition, generator: torch.Generator) -> Metrics:
         if self._settings.discriminator.inputs == "state_next_state" or self._judge is None:

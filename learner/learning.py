@@ -210,7 +210,7 @@ class Learning:
             self.imitation.learn(self.experience, self.counters.updates)
             if self.conditioning is not None:
                 batch = self.conditioning.conditioned(batch, self._generator)
-            batch, reward = self.imitation.relabel(self.experience, batch)
+            batch, reward = self.imitation.relabel(batch)
             self.profile.lap("discriminator")
         self.last_batch = batch
         self.sac.update(batch, reward)
@@ -246,7 +246,7 @@ class Learning:
             self.imitation.prepare(self.experience)
             if self.conditioning is not None:
                 batch = self.conditioning.conditioned(batch, self._generator)
-            batch, reward = self.imitation.example(self.experience, batch)
+            batch, reward = self.imitation.example(batch)
         self.sac.prepare(batch, reward)
         self._generator.set_state(generator)
 

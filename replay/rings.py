@@ -70,7 +70,7 @@ class Ring:
         self._evicted: dict[SegmentId, None] = {}
         self._max_evicted = 1024 + 2 * (self.capacity // segment_length)
         self._episodes = EpisodeIndex()
-        self._num_terminated = self._num_ended = 0
+        self._num_ended = 0
 
     @property
     def num_transitions(self) -> int:
@@ -81,11 +81,6 @@ class Ring:
     def num_episodes(self) -> int:
         """Episodes whose last step is here."""
         return self._num_ended
-
-    @property
-    def num_terminated(self) -> int:
-        """Episodes here whose last step terminated them."""
-        return self._num_terminated
 
     def append(self, segment: Segment) -> bool:
         """Take in a segment; return False where it is here already, or was and has made room since."""
@@ -112,7 +107,6 @@ class Ring:
             np.array(segment.context, np.int64),
         )
         self._segments[identity] = stored
-        self._num_terminated += stored.ending == Ending.TERMINATED
         self._num_ended += stored.ending in _ENDS
         self._episodes.add(stored)
         self._link(stored)
@@ -227,7 +221,6 @@ class Ring:
     def _evict(self) -> None:
         identity, stored = next(iter(self._segments.items()))
         del self._segments[identity]
-        self._num_terminated -= stored.ending == Ending.TERMINATED
         self._num_ended -= stored.ending in _ENDS
         self._rows.drop(stored.length)
         if self._stack:

@@ -18,10 +18,6 @@ class Experience(Protocol):
     def num_transitions(self) -> int:
         """Valid transitions that can be drawn."""
 
-    @property
-    def num_terminated(self) -> int:
-        """Episodes among them that terminated."""
-
     def sample(
         self, batch_size: int, generator: torch.Generator, newest: int | None = None
     ) -> Transition:
@@ -40,11 +36,6 @@ class TaskRings:
     def num_transitions(self) -> int:
         """Valid transitions of all tasks."""
         return sum(ring.num_transitions for ring in self._rings)
-
-    @property
-    def num_terminated(self) -> int:
-        """Episodes of all tasks whose last step terminated them."""
-        return sum(ring.num_terminated for ring in self._rings)
 
     def sample(
         self, batch_size: int, generator: torch.Generator, newest: int | None = None

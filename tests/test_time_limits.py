@@ -26,7 +26,7 @@ from apprentice.networks import UniformPolicy
 from apprentice.rollout import rollout
 from apprentice.trajectories import load_trajectory, save_trajectory
 from apprentice.types import Ending, Segment, Trajectory, Transition
-from learner.absorbing import absorbing_share, with_absorbing_states
+from learner.absorbing import share_beside, with_absorbing_states
 from learner.learning import Learning
 from replay.rings import Ring
 
@@ -85,7 +85,6 @@ def test_segments_and_rings_keep_the_ending(task: str, ending: Ending) -> None:
             assert segment.discount[segment.length - 1] == last_discount(ending)
         ring.append(segment)
     assert ring.num_episodes == 2
-    assert ring.num_terminated == (2 if ending == Ending.TERMINATED else 0)
     assert bool((every_row(ring).discount == 0.0).any()) is (ending == Ending.TERMINATED)
 
 
@@ -128,8 +127,8 @@ def test_only_a_termination_leads_into_an_absorbing_state(task: str, ending: End
     ring = Ring(environment_spec(task, ("state",), SETTINGS), 1000, 8)
     for segment in segments_of(task):
         ring.append(segment)
-    share = absorbing_share(ring.num_transitions, ring.num_terminated)
-    batch = with_absorbing_states(every_row(ring), share, torch.Generator().manual_seed(0))
+    rows = every_row(ring)
+    batch = with_absorbing_states(rows, share_beside(rows), torch.Generator().manual_seed(0))
     led = float(batch.next_observation["absorbing"].sum())
     assert (led > 0) is (ending == Ending.TERMINATED)
     assert bool((batch.discount == 1.0).all())

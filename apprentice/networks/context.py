@@ -132,8 +132,8 @@ class ContextEncoder(nn.Module):
         back = torch.arange(-self.settings.window, 0, device=inputs.device)
         places = (length + back).clamp_min(0)  # [N, window]
         window = inputs.gather(1, places[..., None].expand(-1, -1, inputs.shape[-1]))
-        values, statistics = self._layers(window.flatten(1), torch.ones_like(length), training)
-        return values, statistics
+        there = (length > 0).to(inputs.dtype)
+        return self._layers(window.flatten(1), there, training)
 
     def _layers(
         self, values: torch.Tensor, weight: torch.Tensor, training: bool

@@ -404,7 +404,7 @@ def test_a_batch_without_a_row_of_every_task_is_refused() -> None:
 def test_demonstrations_in_sacs_batch_leave_rows_of_every_task() -> None:
     one = filled(imitation={"demonstration_share": 0.5})
     batch = parts(one)[0].conditioned(one._sample(), torch.Generator().manual_seed(0))
-    mixed, _ = parts(one)[1].relabel(one.experience, batch)
+    mixed, _ = parts(one)[1].relabel(batch)
     own = mixed.observation["state"][:24, 0]
     assert sorted(set(own.tolist())) == [float(task) for task in range(TASKS)]
 

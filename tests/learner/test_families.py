@@ -144,7 +144,6 @@ def test_the_newest_are_each_tasks_own() -> None:
     batch = rings.sample(160, torch.Generator().manual_seed(0), newest=TASKS * LENGTH)
     assert all(tuple(row) in newest for row in batch.action.tolist())
     assert rings.num_transitions == TASKS * 2 * LENGTH
-    assert rings.num_terminated == 0
 
 
 def test_the_same_segments_give_the_same_parameters() -> None:

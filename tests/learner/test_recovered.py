@@ -102,7 +102,7 @@ def test_a_fresh_learner_is_trained_on_it_without_a_discriminator_of_its_own(
     assert fresh.imitation is not None
     assert earlier.imitation is not None
     rows = transitions(8)
-    _, reward = fresh.imitation.relabel(fresh.rings[0], rows)
+    _, reward = fresh.imitation.relabel(rows)
     torch.testing.assert_close(reward, 2.0 * earlier.imitation.reward_of(rows))
     assert not any("discriminator" in name for name in fresh.state_tensors()["networks"])
 
@@ -213,6 +213,20 @@ def test_the_experts_advantage_is_its_own_critics_and_the_same_each_time(tmp_pat
     others = sac.values(batch.observation, -batch.action).amin(0)
     flipped = advantage(batch._replace(action=-batch.action))
     torch.testing.assert_close(found - flipped, values - others)
+
+
+def test_the_experts_advantage_is_the_reward_that_is_learned_on(tmp_path: Path) -> None:
+    path, expert = checkpoint(tmp_path, "none")
+    reward = {"override": "expert_advantage", "expert_checkpoint": str(path), "scale": 2.0}
+    demonstrated = Demonstrated(Rows(), None, None)
+    one = Learning(experiment("dac", reward=reward), [spec()], CPU, demonstrated=demonstrated)
+    assert one.imitation is not None
+    batch, found = one.imitation.relabel(transitions(64))
+    other = batch._replace(action=-batch.action, pre_tanh_action=-batch.pre_tanh_action)
+    _, found_of_other = one.imitation.relabel(other)
+    values = expert.sac.values(batch.observation, batch.action).amin(0)
+    others = expert.sac.values(batch.observation, -batch.action).amin(0)
+    torch.testing.assert_close(found - found_of_other, 2.0 * (values - others))
 
 
 def test_nothing_is_to_be_gained_in_an_absorbing_state(tmp_path: Path) -> None:

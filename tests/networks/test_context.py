@@ -80,6 +80,20 @@ def test_padding_makes_no_difference(kind: str) -> None:
         torch.testing.assert_close(module(garbage)[0].std[:1], alone.std)
 
 
+@pytest.mark.parametrize("kind", ["posterior", "context_window"])
+def test_padding_is_not_in_the_statistics_of_a_batch(kind: str) -> None:
+    module = encoder(encoder=kind, batch_norm=True)
+    shown = shown_together([[demonstration(0, 5)], [demonstration(1, 20), demonstration(2, 8)]])
+    garbage = shown._replace(steps=torch.where(shown.mask[..., None], shown.steps, 77.0))
+    with torch.no_grad():
+        for found, expected in zip(
+            (*module(garbage, training=True)[0], module(garbage, training=True)[1]),
+            (*module(shown, training=True)[0], module(shown, training=True)[1]),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, expected)
+
+
 def test_a_window_sees_the_last_steps_and_repeats_the_first_of_a_short_one() -> None:
     module = encoder(encoder="context_window", window=4)
     steps = demonstration(0)
