@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from apprentice.config_family import FamilySettings
     from apprentice.demonstrations.family import FamilyDemonstrations
     from apprentice.demonstrations.format import DemonstrationSet
-
-SMALL_ACTIONS = 0.6
-"""Largest action, of bounds scaled to 1, below which a foreign file's units are doubted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -198,6 +196,7 @@ def _validate(arguments: argparse.Namespace) -> None:
     print(
         f"{path}: {len(demonstrations.trajectories)} episodes of {demonstrations.num_steps} steps can be used"
     )
+    _warn_of_units(demonstrations)
 
 
 def _split(arguments: argparse.Namespace) -> None:
@@ -326,18 +325,21 @@ def _show_family(path: Path, family: FamilyDemonstrations) -> None:
 
 
 def _write(path: Path, demonstrations: DemonstrationSet) -> None:
-    """Write a file and read it again: what it is refused for is seen now, not in a training run."""
+    """Write a file that appears once it was read again: what it is refused for is seen now, not in a training run."""
     from apprentice.demonstrations.format import DemonstrationError
     from apprentice.demonstrations.reading import read_demonstrations
     from apprentice.demonstrations.writing import write_demonstrations
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_demonstrations(path, demonstrations)
+    tried = path.with_name(f".{path.name}.{os.getpid()}.tried")
     try:
-        read_demonstrations(path)
-    except DemonstrationError:
-        path.unlink()
-        raise
+        write_demonstrations(tried, demonstrations)
+        read_demonstrations(tried)
+        tried.replace(path)
+    except DemonstrationError as error:
+        raise DemonstrationError(str(error).replace(str(tried), str(path))) from None
+    finally:
+        tried.unlink(missing_ok=True)
 
 
 def _show(path: Path, demonstrations: DemonstrationSet) -> None:
@@ -362,14 +364,17 @@ def _show(path: Path, demonstrations: DemonstrationSet) -> None:
                 f"expert's mean return {expert.return_mean:.1f} over {expert.return_episodes} "
                 "episodes that nobody picked"
             )
-    reach = max(float(abs(t.action).max()) for t in demonstrations.trajectories)
-    if metadata.expert is None and reach < SMALL_ACTIONS:
-        print(
-            f"warning: actions reach {reach:.2g} of the environment's bounds; if they are in other units, "
-            "`apprentice demos import --rescale-actions LOW HIGH` scales them"
-        )
+    _warn_of_units(demonstrations)
     if demonstrations.clipped_share:
         print(f"{demonstrations.clipped_share:.2%} of action entries were cut before atanh")
+
+
+def _warn_of_units(demonstrations: DemonstrationSet) -> None:
+    from apprentice.demonstrations.format import doubt_of_units
+
+    doubt = doubt_of_units(demonstrations)
+    if doubt is not None:
+        print(f"warning: {doubt}")
 
 
 def _require_free(path: Path) -> None:

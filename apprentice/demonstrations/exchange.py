@@ -63,10 +63,12 @@ def export_npz(path: Path, demonstrations: DemonstrationSet) -> None:
     share = {"clipped_share": demonstrations.clipped_share}
     metadata = demonstrations.metadata.model_copy(update=share).model_dump_json().encode()
     arrays["metadata"] = np.frombuffer(metadata, np.uint8)
-    stage = path.with_name(f".{path.name}.stage")
+    stage = path.with_name(f".{path.name}.{os.getpid()}.stage")
     try:
         with stage.open("wb") as file:
             np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
         stage.replace(path)
     finally:
         stage.unlink(missing_ok=True)

@@ -9,10 +9,11 @@ what Minari has no place for: `pre_tanh_action`, `physics_state` and `model_fiel
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from apprentice.config import EnvironmentSettings
@@ -31,6 +32,8 @@ MAX_EPISODES: Final = 100_000
 MAX_METADATA_CHARACTERS: Final = 60_000
 LARGEST_ACTION: Final = 1.0 - 1e-6
 """Where no pre-tanh action was recorded, actions are cut to this before atanh."""
+SMALL_ACTIONS: Final = 0.6
+"""Largest action, of bounds scaled to 1, below which a foreign file's units are doubted."""
 
 
 class DemonstrationError(Exception):
@@ -127,6 +130,22 @@ class DemonstrationSet:
         return DemonstrationSet(self.metadata, episodes, self.clipped_share)
 
 
+def shape_and_dtype(shape: Sequence[int], dtype: Any) -> str:
+    """Return what one row of an observation is, as messages say it."""
+    return f"{list(shape)} {np.dtype(dtype)}"
+
+
+def doubt_of_units(demonstrations: DemonstrationSet) -> str | None:
+    """Return a warning where nobody knows the expert and its actions reach suspiciously short of their bounds."""
+    reach = max(float(abs(t.action).max()) for t in demonstrations.trajectories)
+    if demonstrations.metadata.expert is not None or reach >= SMALL_ACTIONS:
+        return None
+    return (
+        f"actions reach {reach:.2g} of the environment's bounds; if they are in other units, "
+        "`apprentice demos import --rescale-actions LOW HIGH` scales them"
+    )
+
+
 def require_spec(
     source: str, metadata: DemonstrationMetadata, episode: Trajectory, expected: EnvironmentSpec
 ) -> None:
@@ -148,15 +167,16 @@ def require_spec(
         if spec.action_repeat != expected.action_repeat:
             advice = "; set environment.action_repeat to the demonstrations'"
             raise refuse("action_repeat", expected.action_repeat, spec.action_repeat, advice)
-    shapes: Mapping[str, tuple[int, ...]] = {
-        key: value.shape[1:] for key, value in episode.observation.items()
+    shapes = {
+        key: shape_and_dtype(value.shape[1:], value.dtype)
+        for key, value in episode.observation.items()
     }
     for key in expected.observation:
-        wanted = expected.frame_shape(key)
+        wanted = shape_and_dtype(expected.frame_shape(key), expected.observation[key].dtype)
         if key not in shapes:
             advice = "; `apprentice demos render` adds them" if key == "pixels" else ""
-            raise refuse(f"observations/{key}", f"arrays of shape {wanted}", sorted(shapes), advice)
+            raise refuse(f"observations/{key}", f"arrays of {wanted}", sorted(shapes), advice)
         if shapes[key] != wanted:
-            raise refuse(f"observations/{key}", f"shape {wanted}", f"shape {shapes[key]}")
+            raise refuse(f"observations/{key}", f"arrays of {wanted}", shapes[key])
     if episode.action.shape[1:] != expected.action.shape:
         raise refuse("actions", f"{expected.action_size} entries", episode.action.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -97,6 +98,8 @@ class TaskTrajectories:
         self._widths = [*widths, size, size, 1, 1, *widths]
         offsets = np.random.default_rng(seed)
         rows, lengths = [], []
+        self.digests = frozenset(_digest(episode) for episode in flat)
+        """Of whole trajectories, so that another set can be seen to share none."""
         for episode in flat:
             num = len(episode.action)
             kept = np.arange(int(offsets.integers(min(subsampling, num))), num, subsampling)
@@ -282,6 +285,11 @@ class MetaDemonstrationDataset(IterableDataset[MetaBatch]):
                 raise DemonstrationError(f"expected at most {most} {name}, found {found}")
         if draw.contiguous:
             _piece(draw.query_transitions, draw.query_trajectories or query.fewest())
+        shared = len(context.digests & query.digests)
+        if shared:
+            raise DemonstrationError(
+                f"expected context and query without a trajectory in common, found {shared} in both"
+            )
         self._context, self._query, self._draw, self._seed = context, query, draw, seed
 
     def __iter__(self) -> Iterator[MetaBatch]:
@@ -339,6 +347,15 @@ def meta_loader(
         collate_fn=_unchanged,
         timeout=60.0 if num_workers else 0.0,
     )
+
+
+def _digest(episode: Trajectory) -> bytes:
+    whole = hashlib.blake2b(digest_size=16)
+    arrays = {**episode.observation, "action": episode.action, "reward": episode.environment_reward}
+    for key in sorted(arrays):
+        whole.update(key.encode())
+        whole.update(arrays[key].tobytes())
+    return whole.digest()
 
 
 def _piece(num_transitions: int, num_trajectories: int) -> int:

@@ -21,6 +21,7 @@ from apprentice.demonstrations.format import (
     DemonstrationSet,
     refused,
     require_spec,
+    shape_and_dtype,
 )
 from apprentice.demonstrations.modest import require_file, require_modest
 from apprentice.setting_problems import describe_problems
@@ -175,7 +176,8 @@ class _Reader:
             array = self._array("", path, None, "fui")
             if array.ndim < 2 or len(array) != length + 1:
                 raise self._refuse(path, f"{length + 1} rows or more dimensions", list(array.shape))
-            result[key] = array if array.dtype == np.uint8 else self._single(path, array)
+            frames = array.dtype == np.uint8 and array.ndim > 2
+            result[key] = array if frames else self._single(path, array)
         return result
 
     def _ending(self, name: str, length: int) -> Ending:
@@ -266,10 +268,13 @@ class _Reader:
     def _require_alike(
         self, names: list[str], episodes: tuple[Trajectory, ...], metadata: DemonstrationMetadata
     ) -> None:
-        """Refuse episodes of different shapes, and arrays that metadata describe otherwise."""
+        """Refuse episodes of different shapes or kinds, and arrays that metadata describe otherwise."""
 
-        def shapes(episode: Trajectory) -> dict[str, list[int]]:
-            found = {f"observations/{k}": list(v.shape[1:]) for k, v in episode.observation.items()}
+        def shapes(episode: Trajectory) -> dict[str, object]:
+            found: dict[str, object] = {
+                f"observations/{key}": shape_and_dtype(array.shape[1:], array.dtype)
+                for key, array in episode.observation.items()
+            }
             found["actions"] = list(episode.action.shape[1:])
             found["physics_state"] = list(episode.physics_state.shape[1:])
             return found
@@ -284,7 +289,7 @@ class _Reader:
         if first["actions"] != list(spec.action.shape):
             raise self._refuse("actions", list(spec.action.shape), first["actions"])
         for key in spec.observation:
-            wanted = list(spec.frame_shape(key))
+            wanted = shape_and_dtype(spec.frame_shape(key), spec.observation[key].dtype)
             if first.get(f"observations/{key}") != wanted:
                 raise self._refuse(
                     f"observations/{key}", wanted, first.get(f"observations/{key}", "nothing")

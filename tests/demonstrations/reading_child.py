@@ -44,7 +44,8 @@ def complaints(found: DemonstrationSet) -> list[str]:
         for name, (array, rows) in arrays.items():
             if len(array) != rows:
                 wrong.append(f"{name} of {number}: {len(array)} rows, not {rows}")
-            if array.dtype not in (np.float32, np.float64, np.uint8):
+            frames = name in episode.observation and array.ndim > 2
+            if array.dtype not in (np.float32, np.float64, *[np.uint8] * frames):
                 wrong.append(f"{name} of {number}: {array.dtype}")
         # An archive's numbers are looked at when they are written as HDF5.
         if np.isfinite(episode.action).all() and np.abs(episode.action).max() > 1.0 + 1e-6:

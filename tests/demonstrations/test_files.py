@@ -19,7 +19,11 @@ from apprentice.demonstrations.choosing import (
 )
 from apprentice.demonstrations.digest import digest_of
 from apprentice.demonstrations.exchange import export_minari, export_npz, import_npz
-from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
+from apprentice.demonstrations.format import (
+    DemonstrationError,
+    DemonstrationSet,
+    doubt_of_units,
+)
 from apprentice.demonstrations.reading import read_demonstrations
 from apprentice.demonstrations.writing import write_demonstrations
 from apprentice.types import Ending, EnvironmentSpec
@@ -219,7 +223,11 @@ def test_a_damaged_file_is_refused_with_field_expected_and_found(
         ({"task_id": "other"}, "task: expected 'other', found 'fake-task'"),
         ({"action_repeat": 4}, "action_repeat: expected 4, found 2"),
         ({"task_parameters": {"mass": 2.0}}, "task_parameters"),
-        ({"observation": {"state": {"shape": [4], "dtype": "float32"}}}, "observations/state: expected shape"),
+        ({"observation": {"state": {"shape": [4], "dtype": "float32"}}}, r"state: expected arrays of \[4\]"),
+        (
+            {"observation": {"state": {"shape": [3], "dtype": "uint8"}}},
+            r"observations/state: expected arrays of \[3\] uint8, found \[3\] float32",
+        ),
         ({"observation": {"pixels": {"shape": [3, 8, 8, 3], "dtype": "uint8"}}}, "demos render"),
         ({"action": {"shape": [3], "dtype": "float32"}}, "actions: expected 3 entries, found 2"),
     ],
@@ -248,6 +256,48 @@ def test_a_foreign_file_is_read_and_its_saturated_actions_are_counted(tmp_path: 
     assert episode.observation["state"].dtype == np.float32
     assert float(np.abs(episode.pre_tanh_action).max()) == pytest.approx(7.2543, abs=1e-3)
     assert episode.physics_state.shape == (3, 0)
+
+
+def test_frames_keep_their_bytes_and_other_small_numbers_do_not(tmp_path: Path) -> None:
+    path = tmp_path / "minari.hdf5"
+    with h5py.File(path, "w") as file:
+        group = file.create_group("episode_0")
+        group["observations/state"] = np.arange(9, dtype=np.uint8).reshape(3, 3)
+        group["observations/pixels"] = np.full((3, 4, 4, 3), 7, np.uint8)
+        group["observations/scaled"] = np.full((3, 4, 4, 3), 7 / 255, np.float32)
+        group["actions"] = np.zeros((2, 2), np.float32)
+        group["rewards"] = np.ones(2, np.float32)
+        group["terminations"] = np.array([False, False])
+        group["truncations"] = np.array([False, True])
+    found = read_demonstrations(path, SPEC)
+    kinds = {key: array.dtype for key, array in found.trajectories[0].observation.items()}
+    assert kinds == {"state": np.float32, "pixels": np.uint8, "scaled": np.float32}
+
+    def read_as_frames(key: str) -> None:
+        frames = {"shape": [3, 4, 4, 3], "dtype": "uint8"}
+        observation = {"pixels": frames, **SPEC.to_dict()["observation"]}
+        expected = EnvironmentSpec.from_dict({**SPEC.to_dict(), "observation": observation})
+        with h5py.File(path, "a") as file:
+            if key != "pixels":
+                del file["episode_0/observations/pixels"]
+                file.move(f"episode_0/observations/{key}", "episode_0/observations/pixels")
+        read_demonstrations(path, expected)
+
+    read_as_frames("pixels")
+    with pytest.raises(DemonstrationError, match=r"\[4, 4, 3\] uint8, found \[4, 4, 3\] float32"):
+        read_as_frames("scaled")
+
+
+def test_units_are_doubted_where_nobody_is_known_to_have_acted_so_little() -> None:
+    known = demonstrations()
+    foreign = replace(known, metadata=known.metadata.model_copy(update={"expert": None}))
+    assert doubt_of_units(foreign) is None
+    little = replace(
+        foreign,
+        trajectories=tuple(t._replace(action=0.5 * t.action) for t in foreign.trajectories),
+    )
+    assert "--rescale-actions" in (doubt_of_units(little) or "")
+    assert doubt_of_units(replace(little, metadata=known.metadata)) is None
 
 
 @pytest.mark.parametrize(("low", "high"), [(-180.0, 180.0), (-0.5, 0.5), (0.0, 10.0)])

@@ -169,7 +169,7 @@ FIELDS = (
     "apprentice/pre_tanh_action",
     "apprentice/physics_state",
 )
-DTYPES = ("f2", "f4", "f8", ">f4", "i1", "u8", "?", "c8", "S3")
+DTYPES = ("f2", "f4", "f8", ">f4", "i1", "u1", "u8", "?", "c8", "S3")
 
 
 @many

@@ -156,10 +156,10 @@ def test_contiguous_transitions_are_steps_in_a_row_and_start_anywhere() -> None:
 def test_as_many_transitions_come_as_are_asked_for_of_as_many_as_the_fewest_trajectories(
     contiguous: bool,
 ) -> None:
-    given = episodes()
+    given, shown = episodes(), episodes(50)
     given[0] = given[0][:2]
     draw = MetaDraw(5, query_transitions=16, contiguous=contiguous)
-    loaded = MetaDemonstrationDataset(TaskTrajectories(given), TaskTrajectories(given), draw, 0)
+    loaded = MetaDemonstrationDataset(TaskTrajectories(shown), TaskTrajectories(given), draw, 0)
     for batch, _ in zip(loaded, range(10), strict=False):
         assert batch.query.mask.shape == (5, 16)
         assert batch.query.mask.all()
@@ -227,9 +227,8 @@ def test_workers_draw_from_streams_of_their_own() -> None:
 
 def test_drawing_is_fast_enough() -> None:
     """200,000 transitions a second; 16 tasks, 100 steps shown and 16 asked, as SMILe draws."""
-    many = [[trajectory(number, 100) for number in range(8)] for _ in range(16)]
-    sets = TaskTrajectories(many)
-    loader = meta_loader(MetaDemonstrationDataset(sets, sets, MetaDraw(16), 0))
+    sets = [TaskTrajectories(episodes(base, (100,) * 8, 16)) for base in (0, 50)]
+    loader = meta_loader(MetaDemonstrationDataset(*sets, MetaDraw(16), 0))
     batches = iter(loader)
     next(batches)
     rates = []
@@ -267,6 +266,22 @@ def test_drawing_is_fast_enough() -> None:
         (lambda: dataset(MetaDraw(2, (1, 5))), "at most 4 context trajectories, found 5"),
         (lambda: dataset(MetaDraw(2, query_trajectories=5)), "at most 4 query trajectories"),
         (lambda: TaskTrajectories([[trajectory(0)], []]), r"found none of \[1\]"),
+        (
+            lambda: MetaDemonstrationDataset(
+                TaskTrajectories(episodes()),
+                # The last of each task is thinned otherwise, and yet the same.
+                TaskTrajectories(
+                    [
+                        [*other[:3], own[3]]
+                        for own, other in zip(episodes(), episodes(50), strict=True)
+                    ],
+                    subsampling=3,
+                ),
+                MetaDraw(2),
+                0,
+            ),
+            "without a trajectory in common, found 5 in both",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_at_once(draw: object, message: str) -> None:
