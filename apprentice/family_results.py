@@ -10,9 +10,12 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from apprentice.results import bootstrap_interval, read_rows, write_rows
+from apprentice.results import bootstrap_interval, interval_text, read_rows, write_rows
 
 COLOURS: Final = ("#2f6f9f", "#c0504d", "#5b8c3e", "#8064a2", "#d08a2e", "#3aa3a0", "#7f7f7f")
+
+BOUNDS: Final = "dac"
+"""Method of the policies that are told nothing and all, which others are set against."""
 
 
 class FamilyRow(NamedTuple):
@@ -57,7 +60,7 @@ class FamilySummary(NamedTuple):
     low: float  # of the interquartile mean over seeds of the mean over tasks
     high: float
     share_of_expert: float | None  # mean return over the expert's
-    between: float | None  # (R - blind) / (told - blind), where both were measured
+    between: float | None  # (R - blind) / (told - blind) of imitation, where both were measured
     metrics: dict[str, float]
     seeds: tuple[float, ...]  # each the mean over tasks
 
@@ -119,8 +122,8 @@ def family_table(rows: Sequence[FamilyRow]) -> str:
     for (family, split, method, context), summary in sorted(summarise_families(rows).items()):
         beside = ", ".join(f"{name} {value:.3g}" for name, value in summary.metrics.items())
         lines.append(
-            f"| {family} | {split} | {method} | {context or ''} | {summary.mean_return:.1f} "
-            f"[{summary.low:.1f}, {summary.high:.1f}] | {_two(summary.share_of_expert)} | "
+            f"| {family} | {split} | {method} | {context or ''} | {summary.mean_return:.1f}"
+            f"{interval_text(summary.low, summary.high, len(summary.seeds), 1)} | {_two(summary.share_of_expert)} | "
             f"{_two(summary.between)} | {beside} | {', '.join(f'{v:.1f}' for v in summary.seeds)} |"
         )
     return "\n".join(lines) + "\n"
@@ -193,14 +196,17 @@ def family_plot(rows: Sequence[FamilyRow], family: str, split: str) -> str:
 
 
 def _between(setting: Setting, means: Mapping[Setting, float]) -> float | None:
-    """Return where a mean lies between the policies that are told nothing and all, trained in the same way."""
+    """Return where a mean lies between the imitating policies that are told nothing and all of their task.
+
+    Both have all demonstrations; they were trained in the same way where such were, else with BOUNDS.
+    """
     family, split, method, _ = setting
-    trained = method.split("-")[0]
-    blind = means.get((family, split, f"{trained}-blind", 0))
-    told = means.get((family, split, f"{trained}-told", 0))
-    if blind is None or told is None or told == blind:
-        return None
-    return (means[setting] - blind) / (told - blind)
+    for trained in (method.split("-")[0], BOUNDS):
+        blind = means.get((family, split, f"{trained}-blind", 0))
+        told = means.get((family, split, f"{trained}-told", 0))
+        if blind is not None and told is not None and told != blind:
+            return (means[setting] - blind) / (told - blind)
+    return None
 
 
 def _row(entry: Mapping[str, str]) -> FamilyRow:

@@ -134,6 +134,11 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0) -> tuple[float, f
     return float(low), float(high)
 
 
+def interval_text(low: float, high: float, num_seeds: int, decimals: int) -> str:
+    """Return an interval as tables show it: "" of one seed, which tells nothing about others."""
+    return f" [{low:.{decimals}f}, {high:.{decimals}f}]" if num_seeds > 1 else ""
+
+
 def summarise(rows: Sequence[LearningRow]) -> dict[Setting, Summary]:
     """Return normalised returns by setting, or plain ones where a seed of it has no other."""
     seeds_of: dict[Setting, list[LearningRow]] = {}
@@ -205,7 +210,8 @@ def table(rows: Sequence[LearningRow]) -> str:
         lines.append(
             f"| {task} | {method} | {num} × {kept} | {frames:,} | "
             f"{'' if expert is None else f'{expert:.0f}'} | {summary.mean:.2f}{note} | "
-            f"{summary.interquartile_mean:.2f} [{summary.low:.2f}, {summary.high:.2f}] | "
+            f"{summary.interquartile_mean:.2f}"
+            f"{interval_text(summary.low, summary.high, len(summary.seeds), 2)} | "
             f"{', '.join(f'{value:.2f}' for value in summary.seeds)} |"
         )
     return "\n".join(lines) + "\n"

@@ -1,6 +1,6 @@
 """The run folder, its lock, and the catalogue that finds runs and checkpoints by their ids.
 
-Each file of a run folder has one owner that writes it: `experiment.yaml` whoever creates the run, all
+Each file of a run folder has one owner that writes it: `experiment.yaml` and `commits` whoever starts the run, all
 the rest the learner. Ids are matched against what lies in the catalogue and never made into a path.
 """
 
@@ -104,6 +104,11 @@ class RunFolder:
         return self.path / "experiment.yaml"
 
     @property
+    def commits(self) -> Path:
+        """The code that the run was started and resumed with, a line each; not there in containers."""
+        return self.path / "commits"
+
+    @property
     def status(self) -> Path:
         return self.path / "status.json"
 
@@ -160,6 +165,16 @@ class RunFolder:
             os.ftruncate(descriptor, 0)
         finally:
             os.close(descriptor)
+
+    def note_commit(self, commit: str) -> None:
+        """Add the code that the run goes on with, where it is not what it went on with before."""
+        if self.read_commits()[-1:] != (commit,):
+            with self.commits.open("a") as file:
+                file.write(f"{commit}\n")
+
+    def read_commits(self) -> tuple[str, ...]:
+        """Return the code that the run was started and resumed with; none where nobody noted it."""
+        return tuple(read_text(self.commits, MAX_TEXT_BYTES).split())
 
     def read_experiment(self) -> Experiment:
         """Return the resolved experiment; raise ExperimentError where it cannot be read."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from apprentice import exit_codes
 from cli.failure import CommandFailed
-from cli.machine import describe_commit
+from cli.machine import commit_of_run
 from cli.report import command_of_run, finished_run, put_table
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _measure(path: Path, again: bool) -> list[FamilyRow]:
             result.expert_return,
             result.normalised,
             command_of_run(experiment),
-            describe_commit(),
+            commit_of_run(folder),
         )
         for result in found.results
     ]

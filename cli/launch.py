@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from apprentice import exit_codes
 from apprentice.ports import is_loopback
 from cli.failure import CommandFailed
+from cli.machine import describe_commit
 from cli.ports import PortTaken, choose_port
 from cli.processes import Service, describe_exit
 from cli.spans import REPLAY_PROFILE
@@ -73,6 +74,7 @@ def new_run(experiment: Experiment, runs: Path, replay_checkpoints: Path) -> Lau
 
     try:
         folder = RunFolder.create(runs.absolute(), experiment)
+        folder.note_commit(describe_commit())
     except OSError as error:
         raise CommandFailed(f"cannot make a run folder in {runs}: {error}") from None
     return Launch(experiment, folder, ports, replay_checkpoints.absolute())
@@ -141,6 +143,7 @@ def resumed_run(
     try:
         with folder.lock():
             experiment = folder.read_experiment()
+            folder.note_commit(describe_commit())
     except RunLocked as error:
         raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
     except (OSError, ExperimentError) as error:

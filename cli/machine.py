@@ -7,6 +7,10 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apprentice.runs import RunFolder
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,6 +39,11 @@ def describe_commit() -> str:
     paths = (":/", ":(exclude,top)benchmarks/results")
     changed = _output("git", "-C", str(_ROOT), "status", "--porcelain", "--", *paths)
     return commit + ("-dirty" if changed else "")
+
+
+def commit_of_run(folder: RunFolder) -> str:
+    """Name the code that made a run, with "+" between where it was resumed with other code; else what measures it."""
+    return "+".join(folder.read_commits()) or describe_commit()
 
 
 def _processor_name() -> str:

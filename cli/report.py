@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from apprentice import exit_codes
 from cli.failure import CommandFailed
-from cli.machine import describe_commit
+from cli.machine import commit_of_run
 
 if TYPE_CHECKING:
     from apprentice.config import Experiment
@@ -130,7 +130,7 @@ def _measure(path: Path, arguments: argparse.Namespace) -> LearningRow:
     else:
         value = return_of(checkpoint, experiment, arguments.episodes)
     expert = _expert_of(folder)
-    return _row(experiment, value, expert, arguments)
+    return _row(folder, experiment, value, expert, arguments)
 
 
 def finished_run(path: Path) -> tuple[RunFolder, Path, Experiment]:
@@ -188,6 +188,7 @@ def return_of(checkpoint: Path, experiment: Experiment, episodes: int) -> float:
 
 
 def _row(
+    folder: RunFolder,
     experiment: Experiment,
     value: float,
     expert: dict[str, Any],
@@ -224,7 +225,7 @@ def _row(
         worst,
         normalised,
         command_of_run(experiment),
-        describe_commit(),
+        commit_of_run(folder),
     )
 
 

@@ -103,15 +103,24 @@ def test_what_was_not_measured_is_left_out() -> None:
     found = summarise_families([row("bc-posterior", 1, 0, 0, 30.0, expert=None)])
     (summary,) = found.values()
     assert (summary.share_of_expert, summary.between) == (None, None)
-    assert "| bc-posterior | 1 | 30.0 [30.0, 30.0] |  |  |" in family_table(
+    assert "| bc-posterior | 1 | 30.0 |  |  |" in family_table(
         [row("bc-posterior", 1, 0, 0, 30.0, expert=None)]
     )
+
+
+def test_cloning_is_set_against_the_imitating_policies_unless_it_has_bounds_of_its_own() -> None:
+    cloned = row("bc-posterior", 1, 0, 0, 40.0)
+    setting = ("reacher_goal", "standard", "bc-posterior", 1)
+    assert summarise_families([*ROWS, cloned])[setting].between == pytest.approx(0.5)
+    own = [row("bc-blind", 0, 0, 0, 0.0), row("bc-told", 0, 0, 0, 50.0)]
+    assert summarise_families([*ROWS, cloned, *own])[setting].between == pytest.approx(0.8)
 
 
 def test_the_table_has_a_line_a_setting() -> None:
     lines = family_table(ROWS).splitlines()
     assert len(lines) == 2 + 4
-    assert lines[-1].startswith("| reacher_goal | standard | dac-told |  | 70.0")
+    assert lines[-1].startswith("| reacher_goal | standard | dac-told |  | 70.0 |")
+    assert "| 52.5 [50.5, 54.5] |" in lines[3]
     assert "| 0.78 | 0.88 |" in lines[4]
 
 

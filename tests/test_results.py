@@ -127,7 +127,7 @@ def test_the_plot_has_a_dot_for_every_seed() -> None:
 
 def test_plain_returns_are_not_taken_for_normalised_ones() -> None:
     plain = row(0, 0.5, task="hopper-hop")._replace(random_return=None, normalised=None)
-    assert "| 450.00 (plain return) | 450.00 [" in table([plain])
+    assert "| 450.00 (plain return) | 450.00 | 450.00 |" in table([plain])
     text = plot([plain, row(0, 0.5)])
     assert "hopper-hop" not in text
     assert "1 is the expert" in text

@@ -37,6 +37,14 @@ def status(**changes: object) -> RunStatus:
     return RunStatus.model_validate({**fields, **changes})
 
 
+def test_a_run_knows_the_code_that_it_went_on_with(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, EXPERIMENT, NOON)
+    assert folder.read_commits() == ()
+    for commit in ("abc", "abc", "def-dirty", "abc"):
+        folder.note_commit(commit)
+    assert folder.read_commits() == ("abc", "def-dirty", "abc")
+
+
 def test_a_new_run_is_named_by_experiment_variant_seed_and_time(tmp_path: Path) -> None:
     experiment = EXPERIMENT.model_copy(update={"variant": 3, "seed": 7})
     folder = RunFolder.create(tmp_path / "runs", experiment, NOON)

@@ -10,6 +10,7 @@ from apprentice.experiments import load_experiment
 from apprentice.runs import RunFolder, RunState, RunStatus
 from cli.failure import CommandFailed
 from cli.launch import Launch, Ports, exit_code_of, judge, new_run, resumed_run, services_of
+from cli.machine import commit_of_run, describe_commit
 from cli.processes import Service
 from cli.supervisor import Outcome, Verdict
 from tests.demonstrations.test_family import SMALL, reacher
@@ -126,6 +127,10 @@ def test_resumed_run_keeps_its_experiment(tmp_path: Path) -> None:
     again = resumed_run(first.folder.path.name, tmp_path, tmp_path / "copies")
     assert again.experiment == _EXPERIMENT
     assert again.folder.path == first.folder.path
+    assert again.folder.read_commits() == (describe_commit(),)
+    assert commit_of_run(again.folder) == describe_commit()
+    again.folder.note_commit("0123456789ab")
+    assert commit_of_run(again.folder) == f"{describe_commit()}+0123456789ab"
 
 
 @pytest.mark.parametrize("name", ["gone", "../outside", ".", ""])
