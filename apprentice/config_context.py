@@ -29,7 +29,7 @@ class ContextSettings(Settings):
     window: int = Field(4, ge=1, le=100)
     """Last steps that `context_window` sees of a demonstration."""
     steps: int | None = Field(40, ge=1)
-    """Steps of each demonstration that an update of the encoder sees, drawn at random; null means all. Acting
+    """Steps of each demonstration that an update of `posterior` sees, drawn at random; null means all. Acting
     always sees all."""
     latent_size: int = Field(8, ge=1, le=1024)
     """Numbers that tell the task."""
@@ -38,7 +38,7 @@ class ContextSettings(Settings):
     num_hidden_layers: int = Field(2, ge=1, le=8)
     """Hidden layers before pooling; one more lies between pooling and `latent`."""
     time_pooling: Literal["mean", "sum"] = "mean"
-    """How the steps of a demonstration are pooled."""
+    """How `posterior` pools the steps of a demonstration."""
     demonstration_pooling: Literal["mean", "sum"] = "mean"
     """How demonstrations are pooled; the published code's sum makes the scale grow with their number."""
     batch_norm: bool = False
@@ -50,7 +50,8 @@ class ContextSettings(Settings):
     max_gradient_norm: float | None = Field(None, gt=0)
     """Clip the encoder's gradient to this norm; null means no clipping."""
     pretrain_updates: int = Field(0, ge=0)
-    """Updates of the encoder by behaviour cloning of the context demonstrations' actions before anything else."""
+    """Updates of the encoder by behaviour cloning of the context demonstrations' actions before anything else; of
+    others than those shown, where a task has more than `most`."""
     pretrain_learning_rate: float = Field(1e-3, gt=0, le=1)
     """Adam's step size of that."""
     learned: bool = True

@@ -47,13 +47,15 @@ class DemonstrationSettings(Settings):
     recorded: int = Field(16, ge=1, le=1000)
     """Episodes that are recorded of it then; of a family's tasks, as many to be shown and as many to be imitated."""
     episodes: int | None = Field(None, ge=1)
-    """Episodes to learn from; null takes all but those held out."""
+    """Episodes to learn from; null takes all but those held out. Of a family, those to be imitated of each train task,
+    the first of them."""
     held_out: int = Field(0, ge=0)
-    """Episodes kept apart, on which only the discriminator's accuracy is measured."""
+    """Episodes kept apart, on which only the discriminator's accuracy is measured; of a family, those of its validation
+    tasks are, however many."""
     subsampling: int = Field(1, ge=1, le=1000)
     """Every n-th step of an episode is kept, from a random offset on."""
     seed: int = Field(0, ge=0, lt=2**31)
-    """Seed of which episodes are taken and of the offsets."""
+    """Seed of which episodes are taken, unless they are a family's, and of the offsets."""
 
     @model_validator(mode="after")
     def _says_where_to(self) -> DemonstrationSettings:

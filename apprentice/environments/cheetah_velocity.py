@@ -56,6 +56,7 @@ class CheetahVelocity(Family):
         "standard": "train speeds evenly spaced over [0, 3], test and validation speeds between them",
         "continuous": "speeds drawn uniformly, as many as num_train, num_validation, num_test say",
     }
+    fixed_splits = frozenset({"standard"})
 
     def divide(self, settings: FamilySettings) -> TaskSplit:
         """Return the speeds of each division."""

@@ -23,6 +23,9 @@ import numpy as np
 from apprentice.config_family import SPLITS, FamilySettings, SplitName
 from apprentice.suite_tasks import FAMILIES
 
+DRAWN_BY = ("split_seed", "num_train", "num_validation", "num_test")
+"""Settings of a division that draws its tasks."""
+
 
 class FamilyError(ValueError):
     """A family, a division of its tasks or a task's parameters are not what is needed."""
@@ -97,6 +100,8 @@ class Family(ABC):
     parameters: tuple[Parameter, ...]
     splits: ClassVar[dict[str, str]]
     """Names of the divisions, and a line on each; the first is `standard`."""
+    fixed_splits: ClassVar[frozenset[str]] = frozenset()
+    """Divisions that draw nothing: neither seed nor numbers of tasks make others."""
 
     @abstractmethod
     def divide(self, settings: FamilySettings) -> TaskSplit:
@@ -159,12 +164,22 @@ class Family(ABC):
         return divisions[0], divisions[1], divisions[2]
 
     def check_split(self, settings: FamilySettings) -> None:
-        """Raise FamilyError where the family has no division of this name."""
+        """Raise FamilyError where the family has no division of this name, or draws nothing for it."""
         if settings.split not in self.splits:
             raise FamilyError(
                 f"environment.family.split: expected one of {sorted(self.splits)} for {self.name}, "
                 f"found {settings.split!r}"
             )
+        if settings.split not in self.fixed_splits:
+            return
+        for name in DRAWN_BY:
+            expected, found = FamilySettings.model_fields[name].default, getattr(settings, name)
+            if found != expected:
+                drawn = sorted(set(self.splits) - self.fixed_splits)
+                raise FamilyError(
+                    f"environment.family.{name}: expected {expected} with division {settings.split!r}, whose tasks are "
+                    f"fixed, found {found}; drawn are those of {drawn}"
+                )
 
 
 def load_family(name: str) -> Family:

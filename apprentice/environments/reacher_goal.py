@@ -98,6 +98,7 @@ class ReacherGoal(Family):
         "continuous": "goals drawn uniformly from the circle, as many as num_train, num_validation, num_test say",
         "arcs": "16 train goals on four arcs, 16 test goals on the other four, at least 0.07 m from any train goal",
     }
+    fixed_splits = frozenset({"standard", "arcs"})
 
     def goal(self, angle: float) -> Task:
         """Return the task with the goal at an angle in radians."""
