@@ -3,6 +3,7 @@
 python docs/images/make.py terminal --seconds 150      # starts what `make run` does and keeps its view
 python docs/images/make.py rollout --url http://127.0.0.1:8000   # asks a running evaluation server
 python docs/images/make.py page --url http://127.0.0.1:8000      # and Chromium for its page (needs selenium)
+python docs/images/make.py family --checkpoint RUN               # and for what it shows of a family's unseen tasks
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ import signal
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
@@ -81,18 +85,28 @@ def fetch_rollout(url: str, checkpoint: str) -> None:
         (FOLDER / "rollout.webp").write_bytes(reply.read())
 
 
-def photograph_page(url: str, checkpoint: str) -> None:
-    """Write the page as PNG while the policy plays on it, beside the expert where there is one."""
+@contextmanager
+def _page(url: str, checkpoint: str, size: str) -> Iterator[Any]:
+    """Open a run's page in Chromium."""
     from selenium import webdriver
-    from selenium.webdriver.common.by import By
 
     options = webdriver.ChromeOptions()
-    for flag in (*CHROMIUM_FLAGS, "--window-size=1200,1500", "--force-device-scale-factor=1"):
+    for flag in (*CHROMIUM_FLAGS, f"--window-size={size}", "--force-device-scale-factor=1"):
         options.add_argument(flag)
     options.binary_location = shutil.which("chromium") or ""
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     try:
         driver.get(f"{url}/?run={checkpoint}")
+        yield driver
+    finally:
+        driver.quit()
+
+
+def photograph_page(url: str, checkpoint: str) -> None:
+    """Write the page as PNG while the policy plays on it, beside the expert where there is one."""
+    from selenium.webdriver.common.by import By
+
+    with _page(url, checkpoint, "1200,1500") as driver:
         beside = driver.find_elements(By.CSS_SELECTOR, "a.play[data-beside]")
         (beside or driver.find_elements(By.CSS_SELECTOR, "a.play"))[0].click()
         script = "return document.getElementById('video').currentTime"
@@ -100,8 +114,23 @@ def photograph_page(url: str, checkpoint: str) -> None:
         while driver.execute_script(script) < 1.0 and time.monotonic() < deadline:
             time.sleep(0.1)
         driver.save_screenshot(str(FOLDER / "page.png"))
-    finally:
-        driver.quit()
+
+
+def photograph_family(url: str, run: str) -> None:
+    """Write what the page shows of a family's unseen tasks as PNG, while the policy plays in all of them."""
+    from selenium.webdriver.common.by import By
+
+    with _page(url, run, "860,2600") as driver:
+        section = driver.find_element(By.ID, "family")
+        driver.find_element(By.ID, "play-all").click()
+        script = (
+            "const videos = [...document.querySelectorAll('video.tile')];"
+            "return videos.length > 0 && videos.every(video => video.currentTime >= 0.8)"
+        )
+        deadline = time.monotonic() + 300
+        while not driver.execute_script(script) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        section.screenshot(str(FOLDER / "family.png"))
 
 
 def main() -> None:
@@ -109,18 +138,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("picture", choices=["terminal", "rollout", "page"])
+    parser.add_argument("picture", choices=["terminal", "rollout", "page", "family"])
     parser.add_argument("--seconds", type=float, default=150.0, help="how long to train")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--checkpoint", default="latest", help="a run's name for `page`")
+    parser.add_argument("--checkpoint", default="latest", help="a run's name for pages")
     arguments = parser.parse_args()
     if arguments.picture == "terminal":
         draw_terminal(arguments.seconds, arguments.runs.absolute())
     elif arguments.picture == "rollout":
         fetch_rollout(arguments.url, arguments.checkpoint)
-    else:
+    elif arguments.picture == "page":
         photograph_page(arguments.url, arguments.checkpoint)
+    else:
+        photograph_family(arguments.url, arguments.checkpoint)
 
 
 if __name__ == "__main__":
