@@ -17,6 +17,7 @@ from learner.context_update import information_bound
 from learner.demonstrated import Demonstrated, tasks_of_rows
 from learner.imitation import Imitation
 from learner.learning import Learning
+from learner.rewards import imitation_reward
 
 CPU = torch.device("cpu")
 KEYS = ["state", "latent"]
@@ -431,6 +432,25 @@ def test_a_checkpoint_has_the_encoders_average_beside_the_policys() -> None:
     for name, view in layout.unflatten(expected).items():
         torch.testing.assert_close(kept[f"context.{name}"], view)
     assert not torch.equal(expected, encoder_of(one))
+
+
+@pytest.mark.parametrize("form", ["logit", "log_d", "minus_log_one_minus_d", "fairl"])
+def test_the_reward_is_of_the_form_that_is_set_whatever_the_policy_is_told(form: str) -> None:
+    one = filled(imitation={"reward": {"form": form}, "discriminator": {"learning_rate": 1e-2}})
+    for _ in range(5):
+        one.update()
+    conditioning, imitation = parts(one)
+    drawn = one.experience.sample(48, torch.Generator().manual_seed(0))
+    told = conditioning.conditioned(drawn, torch.Generator().manual_seed(1))
+    batch, reward = imitation.relabel(told)
+    assert imitation._judge is not None
+    logits = imitation._judge.logits(batch)
+    settings = one.experiment.imitation.reward
+    torch.testing.assert_close(reward, imitation_reward(logits, settings), rtol=1e-4, atol=1e-5)
+    signs = {"log_d": -1.0, "minus_log_one_minus_d": 1.0}
+    assert bool((reward * signs.get(form, 0.0) >= 0.0).all())
+    others = told_latent(batch, batch.observation["latent"].roll(20, 0))
+    assert not torch.allclose(imitation.reward_of(batch), imitation.reward_of(others))
 
 
 def test_the_environments_reward_is_not_learned_on() -> None:
