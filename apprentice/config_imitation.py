@@ -50,8 +50,8 @@ class DemonstrationSettings(Settings):
     """Episodes to learn from; null takes all but those held out. Of a family, those to be imitated of each train task,
     the first of them."""
     held_out: int = Field(0, ge=0)
-    """Episodes kept apart, on which only the discriminator's accuracy is measured; of a family, those of its validation
-    tasks are, however many."""
+    """Episodes kept apart, on which only the discriminator's accuracy is measured; of a family whose policy is told its
+    task, those of its validation tasks are, however many."""
     subsampling: int = Field(1, ge=1, le=1000)
     """Every n-th step of an episode is kept, from a random offset on."""
     seed: int = Field(0, ge=0, lt=2**31)

@@ -207,21 +207,24 @@ def _laid_over(tree: _Tree, layer: Sequence[tuple[str, object]]) -> _Tree:
 
 
 def _without_preset(below: _Tree, above: _Tree) -> _Tree:
-    """Return what lies below a layer, without what the method or the preset that the layer names sets itself."""
+    """Return what lies below a layer, without what another method or preset that the layer names sets itself."""
     found = _merge({}, below)
-    imitation = above.get("imitation")
-    if not isinstance(imitation, dict):
-        return found
-    _remove(found.get("imitation"), _preset_of(PRESETS, imitation.get("method")))
-    discriminator = imitation.get("discriminator")
-    if isinstance(discriminator, dict) and isinstance(found.get("imitation"), dict):
-        own = found["imitation"].get("discriminator")
-        _remove(own, _preset_of(ARCHITECTURES, discriminator.get("preset")))
+    own, named = _section(found, "imitation"), _section(above, "imitation")
+    _remove(own, _preset_of(PRESETS, named.get("method"), own.get("method")))
+    own, named = _section(own, "discriminator"), _section(named, "discriminator")
+    _remove(own, _preset_of(ARCHITECTURES, named.get("preset"), own.get("preset")))
     return found
 
 
-def _preset_of(presets: Mapping[Any, Mapping[str, Any]], name: object) -> Mapping[str, Any]:
-    return presets.get(name, {}) if isinstance(name, str) else {}
+def _section(tree: _Tree, key: str) -> _Tree:
+    value = tree.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _preset_of(
+    presets: Mapping[Any, Mapping[str, Any]], name: object, before: object
+) -> Mapping[str, Any]:
+    return presets.get(name, {}) if isinstance(name, str) and name != before else {}
 
 
 def _remove(tree: object, keys: Mapping[str, Any]) -> None:
@@ -308,13 +311,19 @@ def _unknown_tasks(experiments: Sequence[Experiment]) -> Iterator[str]:
 def _unknown_in_family(task: str, family: str, settings: FamilySettings) -> Iterator[str]:
     """Say what is wrong with a division of a family, or with the one task of it that is named."""
     # Families bring dm_control along, which takes more than a second to import.
-    from apprentice.environments.families import FamilyError, find_family_task, task_split
+    from apprentice.environments.families import (
+        FamilyError,
+        find_family_task,
+        load_family,
+        task_split,
+    )
 
     try:
         task_split(family, settings)
     except FamilyError as error:
         yield str(error)
         return
+    yield from load_family(family).idle_settings(settings)
     if task in FAMILIES:
         return
     try:

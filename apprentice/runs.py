@@ -167,10 +167,16 @@ class RunFolder:
             os.close(descriptor)
 
     def note_commit(self, commit: str) -> None:
-        """Add the code that the run goes on with, where it is not what it went on with before."""
-        if self.read_commits()[-1:] != (commit,):
-            with self.commits.open("a") as file:
-                file.write(f"{commit}\n")
+        """Add the code that the run goes on with, where it is not what it went on with before.
+
+        Where the run began with code that nobody noted, `unknown` comes first.
+        """
+        known = self.read_commits()
+        if known[-1:] == (commit,):
+            return
+        began = [] if known or self.read_status() is None else ["unknown"]
+        with self.commits.open("a") as file:
+            file.writelines(f"{line}\n" for line in (*began, commit))
 
     def read_commits(self) -> tuple[str, ...]:
         """Return the code that the run was started and resumed with; none where nobody noted it."""

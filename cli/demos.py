@@ -328,16 +328,16 @@ def _write(path: Path, demonstrations: DemonstrationSet) -> None:
     """Write a file that appears once it was read again: what it is refused for is seen now, not in a training run."""
     from apprentice.demonstrations.format import DemonstrationError
     from apprentice.demonstrations.reading import read_demonstrations
-    from apprentice.demonstrations.writing import write_demonstrations
+    from apprentice.demonstrations.writing import move_file, write_demonstrations
 
     path.parent.mkdir(parents=True, exist_ok=True)
     tried = path.with_name(f".{path.name}.{os.getpid()}.tried")
     try:
         write_demonstrations(tried, demonstrations)
         read_demonstrations(tried)
-        tried.replace(path)
+        move_file(tried, path)
     except DemonstrationError as error:
-        raise DemonstrationError(str(error).replace(str(tried), str(path))) from None
+        raise DemonstrationError(str(error).replace(tried.name, path.name)) from None
     finally:
         tried.unlink(missing_ok=True)
 

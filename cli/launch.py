@@ -74,7 +74,6 @@ def new_run(experiment: Experiment, runs: Path, replay_checkpoints: Path) -> Lau
 
     try:
         folder = RunFolder.create(runs.absolute(), experiment)
-        folder.note_commit(describe_commit())
     except OSError as error:
         raise CommandFailed(f"cannot make a run folder in {runs}: {error}") from None
     return Launch(experiment, folder, ports, replay_checkpoints.absolute())
@@ -143,7 +142,6 @@ def resumed_run(
     try:
         with folder.lock():
             experiment = folder.read_experiment()
-            folder.note_commit(describe_commit())
     except RunLocked as error:
         raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
     except (OSError, ExperimentError) as error:
@@ -164,6 +162,7 @@ def supervise(
 ) -> Outcome:
     """Start the run's services and keep them alive until the run and they have ended."""
     launch.folder.logs.mkdir(parents=True, exist_ok=True)
+    launch.folder.note_commit(describe_commit())
     supervisor = Supervisor(
         services_of(launch, exit_when_done),
         launch.folder.logs,

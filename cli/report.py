@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -248,9 +249,20 @@ def command_of_run(experiment: Experiment) -> str:
         if not changes[nearest]:
             return shlex.join(["apprentice", "grid", reference])
         words += ["--variant", str(nearest)]
-    for key, value in changes[nearest].items():
+    for key, value in _with_presets(changes[nearest], found).items():
         words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join(words)
+
+
+def _with_presets(changes: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Return changes with what a method or preset among them would set otherwise than was found."""
+    from apprentice.config_imitation import ARCHITECTURES, PRESETS
+
+    method, preset = "imitation.method", "imitation.discriminator.preset"
+    set_by = _flat({"imitation": PRESETS[changes[method]]}) if method in changes else {}
+    if changes.get(preset) is not None:
+        set_by |= _flat({"imitation": {"discriminator": ARCHITECTURES[changes[preset]]}})
+    return changes | {key: found[key] for key, value in set_by.items() if found[key] != value}
 
 
 def _reference(name: str) -> str:
@@ -261,10 +273,10 @@ def _reference(name: str) -> str:
     return name
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")
         else:
             found[prefix + key] = value

@@ -24,9 +24,9 @@ def uses_absorbing_states(experiment: Experiment, spec: EnvironmentSpec) -> bool
 
 
 def share_beside(batch: Transition) -> torch.Tensor:
-    """Return the share [] that `absorbing_share` has in what a batch was drawn from, as its own rows tell it.
+    """Return the share [] of absorbing rows that belongs beside a batch: one for each of its rows that terminated.
 
-    That many of them ended an episode; so it fits whichever part of replay they are from.
+    In the mean this is `absorbing_share` of whatever part of replay the batch was drawn from.
     """
     num_ended = (batch.discount == 0.0).sum()
     return num_ended / (len(batch.discount) + num_ended)

@@ -94,6 +94,7 @@ def test_a_method_sets_what_it_means_whatever_it_is_set_upon() -> None:
     assert load_experiment("dac").imitation.demonstration_share == 0.1
     sqil = load_experiment("dac", None, ["imitation.method=sqil"])
     assert sqil.imitation.demonstration_share == 0.5
+    assert load_experiment("dac", None, ["imitation.method=dac"]) == load_experiment("dac")
     own = ["imitation.method=sqil", "imitation.demonstration_share=0.25"]
     assert load_experiment("dac", None, own).imitation.demonstration_share == 0.25
     fairl = load_experiment("dac", None, ["imitation.method=fairl"]).imitation.reward
@@ -262,6 +263,19 @@ def test_a_division_and_a_task_that_a_family_does_not_have_are_refused() -> None
         "reacher_goal-expert", f"task={goal}", "environment.family.split=continuous"
     )
     assert problem.startswith("task: expected one of the 40 tasks of reacher_goal's division 'co")
+
+
+def test_what_a_fixed_division_does_not_heed_is_refused() -> None:
+    heeds = ["environment.family.split=continuous", "environment.family.num_train=4"]
+    load_experiment("reacher_goal-expert", None, heeds)
+    for division in ("standard", "arcs"):
+        problems = _problems(
+            "reacher_goal-expert", f"environment.family.split={division}", *heeds[1:]
+        )
+        assert problems == (
+            f"environment.family.num_train: expected 16 with division {division!r}, whose tasks are fixed, found 4; "
+            "drawn are those of continuous",
+        )
 
 
 def test_known_tasks_are_those_of_the_suite() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -203,4 +204,14 @@ def test_a_rows_command_has_all_that_its_experiments_file_does_not_say() -> None
         "apprentice up recovered-cartpole-swingup --set 'imitation.reward.recovered_checkpoint=a b'"
     )
     study = expand("experiments/studies/dropout.yaml")[0]
+    for overrides in (
+        ["imitation.method=sqil", "imitation.demonstration_share=0.1"],
+        ["imitation.method=gail", "imitation.reward.form=logit"],
+        ["imitation.discriminator.preset=tanh_2x100", "imitation.discriminator.dropout=0.5"],
+        ["imitation.method=fairl", "imitation.discriminator.preset=tanh_2x100"],
+    ):
+        (experiment,) = expand("dac", overrides)
+        words = shlex.split(command_of_run(experiment))
+        assert words[:4] == ["apprentice", "up", "dac", "--set"]
+        assert expand("dac", words[4::2]) == (experiment,)
     assert command_of_run(study) == "apprentice grid experiments/studies/dropout.yaml"

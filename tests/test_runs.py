@@ -43,6 +43,10 @@ def test_a_run_knows_the_code_that_it_went_on_with(tmp_path: Path) -> None:
     for commit in ("abc", "abc", "def-dirty", "abc"):
         folder.note_commit(commit)
     assert folder.read_commits() == ("abc", "def-dirty", "abc")
+    begun = RunFolder.create(tmp_path, EXPERIMENT, NOON)
+    begun.write_status(status())
+    begun.note_commit("abc")
+    assert begun.read_commits() == ("unknown", "abc")
 
 
 def test_a_new_run_is_named_by_experiment_variant_seed_and_time(tmp_path: Path) -> None:

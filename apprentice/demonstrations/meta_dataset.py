@@ -98,7 +98,7 @@ class TaskTrajectories:
         self._widths = [*widths, size, size, 1, 1, *widths]
         offsets = np.random.default_rng(seed)
         rows, lengths = [], []
-        self.digests = frozenset(_digest(episode) for episode in flat)
+        self.digests = frozenset(self._digest(episode) for episode in flat)
         """Of whole trajectories, so that another set can be seen to share none."""
         for episode in flat:
             num = len(episode.action)
@@ -237,6 +237,13 @@ class TaskTrajectories:
         missing = torch.arange(self._first.shape[1]) >= self._count[tasks][:, None]
         return scores.masked_fill(missing, 2.0).argsort(1)[:, :num]
 
+    def _digest(self, episode: Trajectory) -> bytes:
+        arrays = [episode.observation[key] for key in self._keys]
+        whole = hashlib.blake2b(digest_size=16)
+        for array in (*arrays, episode.action, episode.environment_reward):
+            whole.update(array.tobytes())
+        return whole.digest()
+
     def _packed(self, episode: Trajectory, kept: np.ndarray) -> np.ndarray:
         before = [episode.observation[key][kept] for key in self._keys]
         after = [episode.observation[key][kept + 1] for key in self._keys]
@@ -288,7 +295,8 @@ class MetaDemonstrationDataset(IterableDataset[MetaBatch]):
         shared = len(context.digests & query.digests)
         if shared:
             raise DemonstrationError(
-                f"expected context and query without a trajectory in common, found {shared} in both"
+                f"expected context and query without a trajectory in common, found {shared} in both; "
+                "`family_sets` takes them from different roles"
             )
         self._context, self._query, self._draw, self._seed = context, query, draw, seed
 
@@ -347,15 +355,6 @@ def meta_loader(
         collate_fn=_unchanged,
         timeout=60.0 if num_workers else 0.0,
     )
-
-
-def _digest(episode: Trajectory) -> bytes:
-    whole = hashlib.blake2b(digest_size=16)
-    arrays = {**episode.observation, "action": episode.action, "reward": episode.environment_reward}
-    for key in sorted(arrays):
-        whole.update(key.encode())
-        whole.update(arrays[key].tobytes())
-    return whole.digest()
 
 
 def _piece(num_transitions: int, num_trajectories: int) -> int:

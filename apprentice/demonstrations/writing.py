@@ -37,14 +37,19 @@ def write_demonstrations(path: Path, demonstrations: DemonstrationSet) -> None:
                 _write_episode(file, number, episode)
         with stage.open("rb") as written:
             os.fsync(written.fileno())
-        stage.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        move_file(stage, path)
     finally:
         stage.unlink(missing_ok=True)
+
+
+def move_file(source: Path, path: Path) -> None:
+    """Give a file its name in the same folder, and wait until that is on the disk."""
+    source.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _write_episode(file: h5py.File, number: int, episode: Trajectory) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
@@ -164,21 +164,25 @@ class Family(ABC):
         return divisions[0], divisions[1], divisions[2]
 
     def check_split(self, settings: FamilySettings) -> None:
-        """Raise FamilyError where the family has no division of this name, or draws nothing for it."""
+        """Raise FamilyError where the family has no division of this name."""
         if settings.split not in self.splits:
             raise FamilyError(
                 f"environment.family.split: expected one of {sorted(self.splits)} for {self.name}, "
                 f"found {settings.split!r}"
             )
+
+    def idle_settings(self, settings: FamilySettings) -> Iterator[str]:
+        """Say which settings are set, and change nothing since the division that they name is fixed."""
         if settings.split not in self.fixed_splits:
             return
+        drawn = sorted(set(self.splits) - self.fixed_splits)
+        advice = f"; drawn are those of {', '.join(drawn)}" if drawn else ""
         for name in DRAWN_BY:
             expected, found = FamilySettings.model_fields[name].default, getattr(settings, name)
             if found != expected:
-                drawn = sorted(set(self.splits) - self.fixed_splits)
-                raise FamilyError(
+                yield (
                     f"environment.family.{name}: expected {expected} with division {settings.split!r}, whose tasks are "
-                    f"fixed, found {found}; drawn are those of {drawn}"
+                    f"fixed, found {found}{advice}"
                 )
 
 

@@ -10,7 +10,7 @@ from apprentice.experiments import load_experiment
 from apprentice.runs import RunFolder, RunState, RunStatus
 from cli.failure import CommandFailed
 from cli.launch import Launch, Ports, exit_code_of, judge, new_run, resumed_run, services_of
-from cli.machine import commit_of_run, describe_commit
+from cli.machine import commit_of_run
 from cli.processes import Service
 from cli.supervisor import Outcome, Verdict
 from tests.demonstrations.test_family import SMALL, reacher
@@ -127,10 +127,18 @@ def test_resumed_run_keeps_its_experiment(tmp_path: Path) -> None:
     again = resumed_run(first.folder.path.name, tmp_path, tmp_path / "copies")
     assert again.experiment == _EXPERIMENT
     assert again.folder.path == first.folder.path
-    assert again.folder.read_commits() == (describe_commit(),)
-    assert commit_of_run(again.folder) == describe_commit()
-    again.folder.note_commit("0123456789ab")
-    assert commit_of_run(again.folder) == f"{describe_commit()}+0123456789ab"
+    assert again.folder.read_commits() == ()
+
+
+def test_a_run_is_named_by_the_code_that_made_it_else_by_what_measures_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.machine.describe_commit", lambda: "measuring")
+    folder = new_run(_EXPERIMENT, tmp_path, tmp_path / "copies").folder
+    assert commit_of_run(folder) == "measuring"
+    for commit in ("one", "other"):
+        folder.note_commit(commit)
+    assert commit_of_run(folder) == "one+other"
 
 
 @pytest.mark.parametrize("name", ["gone", "../outside", ".", ""])

@@ -53,12 +53,13 @@ def test_a_division_is_disjoint_seeded_and_hashed(family: str) -> None:
     drawn = [name for name, line in load_family(family).splits.items() if "drawn" in line]
     for name in load_family(family).splits:
         if name not in drawn:
-            for change in ({"split_seed": 1}, {"num_test": 2}):
-                (field,) = change
-                with pytest.raises(
-                    FamilyError, match=f"family.{field}: expected .* tasks are fixed"
-                ):
-                    task_split(family, FamilySettings(split=name, **change))
+            idle = FamilySettings(split=name, split_seed=1, num_test=2)
+            assert list(load_family(family).idle_settings(FamilySettings(split=name))) == []
+            assert [line.split(":")[0] for line in load_family(family).idle_settings(idle)] == [
+                "environment.family.split_seed",
+                "environment.family.num_test",
+            ]
+            assert task_split(family, idle) == task_split(family, FamilySettings(split=name))
     for name in drawn:
         one, other = (task_split(family, FamilySettings(split=name, split_seed=s)) for s in (0, 1))
         assert one.digest() != other.digest()

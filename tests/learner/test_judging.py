@@ -80,9 +80,8 @@ def test_a_penalty_whose_gradient_is_not_finite_changes_nothing(split: float | N
     """Also where its gradient is clipped apart from the rest."""
     settings = {"max_penalty_gradient_norm": split, "activation": "relu"}
     judge = judge_of(learning("dac", discriminator=settings))
-    judge._state.adam.parameters.mul_(
-        1e4
-    )  # the loss is finite, the square of its gradient's norm is not
+    # The loss is finite, the square of its gradient's norm is not.
+    judge._state.adam.parameters.mul_(1e4)
     before = judge._state.adam.parameters.clone()
     values = judge.update(Rows(shift=2.0).all, Rows(1).all, torch.Generator().manual_seed(0))
     assert bool(torch.isfinite(values[METRICS.index("loss")]))
