@@ -157,7 +157,7 @@ def test_a_table_goes_between_the_marks_of_a_file(tmp_path: Path, capsys: Any) -
 
 
 def test_only_finished_runs_are_measured(tmp_path: Path, capsys: Any) -> None:
-    run = tmp_path / make_run(tmp_path, "reach", "reacher-easy")
+    run = tmp_path / make_run(tmp_path, "reach", "reacher-easy", action_repeat=10)
     results = tmp_path / "results.csv"
     assert main(["report", str(run), "--csv", str(results)]) == 78
     assert "expected a run that has finished, found no status" in capsys.readouterr().err
@@ -176,7 +176,7 @@ def test_only_finished_runs_are_measured(tmp_path: Path, capsys: Any) -> None:
 
 
 def test_a_row_of_other_settings_is_not_replaced(tmp_path: Path, capsys: Any) -> None:
-    run = tmp_path / make_run(tmp_path, "reach", "reacher-easy")
+    run = tmp_path / make_run(tmp_path, "reach", "reacher-easy", action_repeat=10)
     status = {"run": run.name, "experiment": "reach", "task": "reacher-easy", "state": "finished"}
     RunFolder(run).write_status(RunStatus.model_validate({**status, "max_steps": 100}))
     results = tmp_path / "results.csv"
