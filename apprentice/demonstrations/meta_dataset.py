@@ -344,17 +344,28 @@ def family_sets(
     return TaskTrajectories(chosen, device, subsampling=subsampling, seed=seed)
 
 
-def meta_loader(
-    dataset: MetaDemonstrationDataset, *, num_workers: int = 0
-) -> DataLoader[MetaBatch]:
-    """Return a loader of whole batches; with workers they come from as many random streams in turn."""
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=_unchanged,
-        timeout=60.0 if num_workers else 0.0,
-    )
+class MetaLoader(DataLoader[MetaBatch]):
+    """Loads whole batches. Workers send each as one tensor: every tensor that is sent costs as much as drawing."""
+
+    def __init__(self, dataset: MetaDemonstrationDataset, num_workers: int) -> None:
+        collate: Any = _packed if num_workers else _unchanged
+        super().__init__(
+            dataset,
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=collate,
+            timeout=60.0 if num_workers else 0.0,
+        )
+
+    def __iter__(self) -> Iterator[MetaBatch]:  # type: ignore[override]
+        """Yield batches without end."""
+        batches: Iterator[Any] = super().__iter__()
+        return map(_unpacked, batches) if self.num_workers else batches
+
+
+def meta_loader(dataset: MetaDemonstrationDataset, *, num_workers: int = 0) -> MetaLoader:
+    """Return a loader; with workers its batches come from as many random streams in turn."""
+    return MetaLoader(dataset, num_workers)
 
 
 def _piece(num_transitions: int, num_trajectories: int) -> int:
@@ -367,5 +378,57 @@ def _piece(num_transitions: int, num_trajectories: int) -> int:
     return num_transitions // num_trajectories
 
 
-def _unchanged(batch: Any) -> Any:
+def _unchanged(batch: MetaBatch) -> MetaBatch:
     return batch
+
+
+class _Packed(NamedTuple):
+    memory: torch.Tensor  # [N] uint8: all tensors of a batch, those of the largest entries first
+    tensors: tuple[tuple[torch.dtype, torch.Size], ...]
+    keys: tuple[str, ...]
+
+
+def _packed(batch: MetaBatch) -> _Packed:
+    parts = (batch.context, batch.query)
+    tensors = [batch.task, *(part.trajectory for part in parts)]
+    for part in parts:
+        rows = part.transitions
+        tensors += [*rows.observation.values(), rows.action, rows.pre_tanh_action]
+        tensors += [rows.environment_reward, rows.discount, *rows.next_observation.values()]
+    tensors += [part.mask for part in parts]
+    memory = torch.cat([tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in tensors])
+    kinds = tuple((tensor.dtype, tensor.shape) for tensor in tensors)
+    return _Packed(memory, kinds, tuple(batch.query.transitions.observation))
+
+
+def _unpacked(packed: _Packed) -> MetaBatch:
+    tensors, first = [], 0
+    for dtype, shape in packed.tensors:
+        stop = first + shape.numel() * dtype.itemsize
+        tensors.append(packed.memory[first:stop].view(dtype).view(shape))
+        first = stop
+    task, shown, asked, *rows, shown_mask, asked_mask = tensors
+    half = len(rows) // 2
+    context, query = (_rows_of(packed.keys, part) for part in (rows[:half], rows[half:]))
+    return MetaBatch(
+        task,
+        TrajectoryBatch(context, shown_mask, shown),
+        TransitionBatch(query, asked_mask, asked),
+    )
+
+
+def _rows_of(keys: tuple[str, ...], tensors: Sequence[torch.Tensor]) -> Transition:
+    num = len(keys)
+    before, (action, pre_tanh, reward, discount), after = (
+        tensors[:num],
+        tensors[num:-num],
+        tensors[-num:],
+    )
+    return Transition(
+        dict(zip(keys, before, strict=True)),
+        action,
+        pre_tanh,
+        reward,
+        discount,
+        dict(zip(keys, after, strict=True)),
+    )

@@ -225,6 +225,20 @@ def test_workers_draw_from_streams_of_their_own() -> None:
     assert len(drawn) == 6
 
 
+@pytest.mark.parametrize("draw", [MetaDraw(2, query_transitions=6), MetaDraw(5, (1, 3), 4)])
+def test_what_a_worker_sends_is_what_it_drew(draw: MetaDraw) -> None:
+    drawn = dataset(draw, seed=7)
+    state = int(np.random.SeedSequence([7, 1]).generate_state(1, np.uint64)[0])
+    expected = drawn.draw(generator(state & (2**63 - 1)))
+    found = next(iter(meta_loader(drawn, num_workers=1)))
+    theirs, kind = torch.utils._pytree.tree_flatten(expected)
+    ours, kind_of_ours = torch.utils._pytree.tree_flatten(found)
+    assert kind == kind_of_ours
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_drawing_is_fast_enough() -> None:
     """200,000 transitions a second; 16 tasks, 100 steps shown and 16 asked, as SMILe draws."""
     sets = [TaskTrajectories(episodes(base, (100,) * 8, 16)) for base in (0, 50)]
