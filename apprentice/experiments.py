@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,8 +87,8 @@ def expand(name_or_path: str, overrides: Sequence[str] = ()) -> tuple[Experiment
         tree = _merge({}, settings)
         if len(combinations) > 1:
             tree["variant"] = number
-        for layer in (list(combination.items()), changes):
-            tree = _laid_over(tree, layer)
+        for layer in (combination.items(), changes):
+            tree = _laid_over(tree, _tree_of(layer))
         try:
             experiments.append(_validate(tree))
         except ValidationError as error:
@@ -176,9 +176,7 @@ def _merged(path: Path, chain: tuple[Path, ...] = ()) -> tuple[_Tree, object]:
     settings, inherited = _merged(_find(parent, extending=path), (*chain, here))
     settings.pop("name", None)
     settings.pop("variant", None)
-    return _merge(_without_preset(settings, document), document), (
-        inherited if grid is None else grid
-    )
+    return _laid_over(settings, document), inherited if grid is None else grid
 
 
 def _merge(below: _Tree, above: _Tree) -> _Tree:
@@ -195,25 +193,22 @@ def _merge_values(below: object, above: object) -> object:
     return _merge(below if isinstance(below, dict) else {}, above)
 
 
-def _laid_over(tree: _Tree, layer: Sequence[tuple[str, object]]) -> _Tree:
-    """Return a tree with the values of a grid's combination, or of the command line, on top."""
-    above: _Tree = {}
-    for key, value in layer:
-        _set(above, key, value)
-    tree = _without_preset(tree, above)
+def _tree_of(layer: Iterable[tuple[str, object]]) -> _Tree:
+    """Return a grid's combination, or what the command line says, as a file would."""
+    tree: _Tree = {}
     for key, value in layer:
         _set(tree, key, value)
     return tree
 
 
-def _without_preset(below: _Tree, above: _Tree) -> _Tree:
-    """Return what lies below a layer, without what another method or preset that the layer names sets itself."""
+def _laid_over(below: _Tree, above: _Tree) -> _Tree:
+    """Return both, merged; what another method or preset that the upper one names sets is not taken from below."""
     found = _merge({}, below)
     own, named = _section(found, "imitation"), _section(above, "imitation")
     _remove(own, _preset_of(PRESETS, named.get("method"), own.get("method")))
     own, named = _section(own, "discriminator"), _section(named, "discriminator")
     _remove(own, _preset_of(ARCHITECTURES, named.get("preset"), own.get("preset")))
-    return found
+    return _merge(found, above)
 
 
 def _section(tree: _Tree, key: str) -> _Tree:

@@ -30,28 +30,15 @@ def be_learner(method: str, threads: int, seconds: float) -> None:
     from apprentice.demonstrations.dataset import DemonstrationDataset
     from apprentice.experiments import load_experiment
     from apprentice.types import ArraySpec, Ending, EnvironmentSpec, Segment, Trajectory
+    from benchmarks.made_up import random_trajectory
     from learner.demonstrated import Demonstrated
     from learner.learning import Learning
 
     torch.set_num_threads(threads)
     random = np.random.default_rng(0)
 
-    def normal(*shape: int) -> np.ndarray:
-        return random.normal(size=shape).astype(np.float32)
-
     def trajectory(steps: int) -> Trajectory:
-        pre_tanh = normal(steps, ACTIONS)
-        return Trajectory(
-            {"state": normal(steps + 1, OBSERVATIONS)},
-            np.tanh(pre_tanh),
-            pre_tanh,
-            normal(steps),
-            np.ones(steps, np.float32),
-            Ending.TIME_LIMIT,
-            np.zeros((steps + 1, 0)),
-            {},
-            0,
-        )
+        return random_trajectory(random, steps, OBSERVATIONS, ACTIONS)
 
     state = {"state": ArraySpec((OBSERVATIONS,), "float32")}
     spec = EnvironmentSpec("a-b", "a-b", state, ArraySpec((ACTIONS,), "float32"), 1000, 1, 0.01)

@@ -30,29 +30,20 @@ def batches(num_workers: int) -> Iterator[int]:
         TaskTrajectories,
         meta_loader,
     )
-    from apprentice.types import Ending, Trajectory
+    from benchmarks.made_up import random_trajectory
 
     random = np.random.default_rng(0)
 
-    def normal(*shape: int) -> np.ndarray:
-        return random.normal(size=shape).astype(np.float32)
-
-    def trajectory() -> Trajectory:
-        pre_tanh = normal(STEPS, ACTIONS)
-        return Trajectory(
-            {"state": normal(STEPS + 1, OBSERVATIONS)},
-            np.tanh(pre_tanh),
-            pre_tanh,
-            normal(STEPS),
-            np.ones(STEPS, np.float32),
-            Ending.TIME_LIMIT,
-            np.zeros((STEPS + 1, 0)),
-            {},
-            0,
-        )
-
     context, query = (
-        TaskTrajectories([[trajectory() for _ in range(TRAJECTORIES)] for _ in range(TASKS)])
+        TaskTrajectories(
+            [
+                [
+                    random_trajectory(random, STEPS, OBSERVATIONS, ACTIONS)
+                    for _ in range(TRAJECTORIES)
+                ]
+                for _ in range(TASKS)
+            ]
+        )
         for _ in range(2)
     )
     dataset = MetaDemonstrationDataset(context, query, MetaDraw(TASKS), seed=0)
