@@ -17,7 +17,6 @@ from apprentice.config_family import SPLITS, SplitName
 from apprentice.experiments import ExperimentError
 from apprentice.family_record import FamilyEvaluation, TaskResult, read_family_evaluation
 from apprentice.runs import RunFolder
-from apprentice.suite_tasks import FAMILIES
 from evalserver.curves import Point, draw_curve
 from evalserver.scatter import Axis, Colouring, Mark, colourings, draw_marks, draw_scale
 
@@ -53,6 +52,10 @@ class Tile(NamedTuple):
     result: TaskResult | None
 
 
+class RunUnreadable(Exception):
+    """A run's settings, or the division of its family, are not of this version."""
+
+
 class FamilyView(NamedTuple):
     """All that the page shows of a family."""
 
@@ -78,19 +81,20 @@ class _Task(NamedTuple):
 
 
 def describe_family(folder: RunFolder, checkpoint: str | None) -> FamilyView | None:
-    """Return what is to be shown of a run, played with a checkpoint; None for a run that is not of a family."""
-    if folder.describe().task not in FAMILIES:
-        return None
+    """Return what is to be shown of a run, played with a checkpoint; None for a run that is not of a family.
+
+    Raises RunUnreadable where its tasks cannot be told, and says why.
+    """
     try:
         experiment = folder.read_experiment()
-    except ExperimentError:
-        return None
+    except ExperimentError as error:
+        raise RunUnreadable(str(error)) from None
     if not experiment.is_family:
         return None
     try:
         axes, tasks = _tasks_of(experiment)
-    except ValueError:  # of a division that this version does not have
-        return None
+    except ValueError as error:  # of a division that this version does not have
+        raise RunUnreadable(str(error)) from None
     colours = colourings(axes, {task.task_id: task.parameters for task in tasks})
     evaluation = read_family_evaluation(folder.evaluations)
     shown = _shown(folder) if experiment.infers_task else {}

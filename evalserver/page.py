@@ -18,7 +18,7 @@ from apprentice.suite_tasks import SUITE_TASKS
 from evalserver.curves import DEFAULTS, draw_curve, read_curves
 from evalserver.documents import fill, html
 from evalserver.experts import find_expert, keeps_context, read_expert
-from evalserver.families import FamilyView, describe_family
+from evalserver.families import FamilyView, RunUnreadable, describe_family
 
 router = APIRouter(include_in_schema=False)
 
@@ -100,7 +100,7 @@ def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str 
         for entry in reversed(catalogue.checkpoints(folder.path.name))
     ]
     newest = checkpoints[0]["id"] if checkpoints else None
-    family = describe_family(folder, newest)
+    family, family_part = _family(folder, newest)
     expert = keeps_context(catalogue, folder.path.name) or find_expert(catalogue, folder.path.name)
     return fill(
         "page.html",
@@ -113,14 +113,21 @@ def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str 
         checkpoints=checkpoints[:MOST_ROWS],
         expert=expert,
         family=family,
-        family_part="" if family is None else _family(family, newest),
+        family_part=family_part,
         evaluations=list(reversed(evaluations))[:MOST_ROWS],
         tasks=SUITE_TASKS,
     )
 
 
-def _family(family: FamilyView, checkpoint: str | None) -> Markup:
-    return Markup(fill("family.html", family=family, checkpoint=checkpoint))  # noqa: S704
+def _family(folder: RunFolder, checkpoint: str | None) -> tuple[FamilyView | None, Markup]:
+    """Return the run's family and the part of the page on it, or the reason why the run cannot be read."""
+    try:
+        family = describe_family(folder, checkpoint)
+    except RunUnreadable as error:
+        return None, Markup(fill("unreadable.html", reason=str(error)))  # noqa: S704
+    if family is None:
+        return None, Markup()
+    return family, Markup(fill("family.html", family=family, checkpoint=checkpoint))  # noqa: S704
 
 
 def _live(folder: RunFolder) -> str:

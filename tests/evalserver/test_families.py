@@ -177,17 +177,27 @@ def test_numbers_that_are_not_finite_and_unknown_tasks_are_left_out(tmp_path: Pa
     assert '<a class="play" href="/evaluate?checkpoint=' in text  # of the checkpoint's row
 
 
-def test_many_test_tasks_are_cut_and_a_division_that_is_not_known_shows_none(
-    tmp_path: Path,
-) -> None:
+def test_many_test_tasks_are_cut(tmp_path: Path) -> None:
     environment = family_experiment().environment.model_dump(mode="json")
     environment["family"] |= {"split": "continuous", "num_test": MOST_TILES + 5}
     text = page_of(make_run(tmp_path, environment=environment))
     assert text.count('class="tile"') == MOST_TILES
     assert f"the first {MOST_TILES} of {MOST_TILES + 5}" in text
-    environment["family"]["split"] = "gone"
+
+
+def test_settings_that_this_version_cannot_read_are_said_to_be_so(tmp_path: Path) -> None:
+    environment = family_experiment().environment.model_dump(mode="json")
+    environment["family"] |= {"split": "gone"}
     folder = make_run(tmp_path, environment=environment)
-    assert describe_family(folder, None) is None
+    text = page_of(folder)
+    assert "cannot read the settings of this run" in text
+    assert "found &#39;gone&#39;" in text
+    settings = folder.path / "experiment.yaml"
+    settings.write_text(settings.read_text() + "of_another_version: <b>1</b>\n")
+    text = page_of(folder)
+    assert "of_another_version" in text
+    assert "<b>" not in text
+    assert "tiles.js" not in text
 
 
 AXES = (Axis("x", -1.0, 1.0, "m"), Axis("y", -1.0, 1.0, "m"))
