@@ -120,16 +120,18 @@ def photograph_family(url: str, run: str) -> None:
     """Write what the page shows of a family's unseen tasks as PNG, while the policy plays in all of them."""
     from selenium.webdriver.common.by import By
 
-    with _page(url, run, "860,2600") as driver:
+    with _page(url, run, "1240,1900") as driver:
         section = driver.find_element(By.ID, "family")
         driver.find_element(By.ID, "play-all").click()
-        script = (
-            "const videos = [...document.querySelectorAll('video.tile')];"
-            "return videos.length > 0 && videos.every(video => video.currentTime >= 0.8)"
-        )
+        tiles = len(section.find_elements(By.CSS_SELECTOR, "ol.tasks > li"))
         deadline = time.monotonic() + 300
-        while not driver.execute_script(script) and time.monotonic() < deadline:
-            time.sleep(0.1)
+        while (
+            len(section.find_elements(By.CSS_SELECTOR, "video.tile")) < tiles
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.2)
+        driver.execute_script("arguments[0].scrollIntoView()", section)  # what is not seen is still
+        time.sleep(1.2)
         section.screenshot(str(FOLDER / "family.png"))
 
 
