@@ -21,6 +21,7 @@ from evalserver.curves import Point, draw_curve
 from evalserver.scatter import Axis, Colouring, Mark, colourings, draw_marks, draw_scale
 
 MOST_TILES = 64
+MOST_PROBLEMS = 3
 TILE_PIXELS = 160
 LARGEST_INDEX_BYTES = 4 << 20
 OVER = "demonstrations shown"
@@ -32,6 +33,10 @@ LATENT_WORDS: Mapping[str, str] = {
     "swapped_return": "return with another task's demonstration",
 }
 """What is said of the numbers beside the picture of the latents, in this order."""
+
+
+class RunUnreadable(Exception):
+    """A run's settings, or its family's division, cannot be read; the message says why, not where the run lies."""
 
 
 class TaskChoice(NamedTuple):
@@ -50,10 +55,6 @@ class Tile(NamedTuple):
     colour: str
     link: str | None  # none before the first checkpoint
     result: TaskResult | None
-
-
-class RunUnreadable(Exception):
-    """A run's settings, or the division of its family, are not of this version."""
 
 
 class FamilyView(NamedTuple):
@@ -85,10 +86,12 @@ def describe_family(folder: RunFolder, checkpoint: str | None) -> FamilyView | N
 
     Raises RunUnreadable where its tasks cannot be told, and says why.
     """
+    if not folder.experiment.exists():
+        return None
     try:
         experiment = folder.read_experiment()
     except ExperimentError as error:
-        raise RunUnreadable(str(error)) from None
+        raise RunUnreadable("; ".join(error.problems[:MOST_PROBLEMS])) from None
     if not experiment.is_family:
         return None
     try:

@@ -120,7 +120,7 @@ def _page(catalogue: Catalogue, run: str | None, metrics: tuple[str | None, str 
 
 
 def _family(folder: RunFolder, checkpoint: str | None) -> tuple[FamilyView | None, Markup]:
-    """Return the run's family and the part of the page on it, or the reason why the run cannot be read."""
+    """Return the run's family and the part of the page on it, or none and why the run's settings cannot be read."""
     try:
         family = describe_family(folder, checkpoint)
     except RunUnreadable as error:

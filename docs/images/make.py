@@ -123,15 +123,17 @@ def photograph_family(url: str, run: str) -> None:
     with _page(url, run, "1240,1900") as driver:
         section = driver.find_element(By.ID, "family")
         driver.find_element(By.ID, "play-all").click()
-        tiles = len(section.find_elements(By.CSS_SELECTOR, "ol.tasks > li"))
-        deadline = time.monotonic() + 300
-        while (
-            len(section.find_elements(By.CSS_SELECTOR, "video.tile")) < tiles
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.2)
+        num_tiles = len(section.find_elements(By.CSS_SELECTOR, "ol.tasks > li"))
         driver.execute_script("arguments[0].scrollIntoView()", section)  # what is not seen is still
-        time.sleep(1.2)
+        script = (
+            "const videos = [...document.querySelectorAll('video.tile')];"
+            "return videos.filter(video => video.currentTime > 0.4).length"
+        )
+        deadline = time.monotonic() + 300
+        while driver.execute_script(script) < num_tiles:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{run}: expected {num_tiles} tiles to play, 300 s have passed")
+            time.sleep(0.1)
         section.screenshot(str(FOLDER / "family.png"))
 
 

@@ -18,7 +18,7 @@ from apprentice.family_record import (
 )
 from apprentice.runs import EVALUATED_FAMILY, RunFolder
 from evalserver.app import create_app
-from evalserver.families import MOST_TILES, describe_family
+from evalserver.families import MOST_PROBLEMS, MOST_TILES, describe_family
 from evalserver.scatter import Axis, Mark, colourings, draw_marks, draw_scale
 from tests.evalserver.family_runs import family_experiment, made_up_evaluation, task_of
 from tests.evalserver.test_page import Outline
@@ -185,19 +185,32 @@ def test_many_test_tasks_are_cut(tmp_path: Path) -> None:
     assert f"the first {MOST_TILES} of {MOST_TILES + 5}" in text
 
 
-def test_settings_that_this_version_cannot_read_are_said_to_be_so(tmp_path: Path) -> None:
+def test_settings_that_cannot_be_read_are_said_to_be_so(tmp_path: Path) -> None:
     environment = family_experiment().environment.model_dump(mode="json")
     environment["family"] |= {"split": "gone"}
-    folder = make_run(tmp_path, environment=environment)
-    text = page_of(folder)
-    assert "cannot read the settings of this run" in text
+    text = page_of(make_run(tmp_path, environment=environment))
+    assert "The settings of this run cannot be read" in text
     assert "found &#39;gone&#39;" in text
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"task": "reacher-easy", "reads": {}, "imitation": {}}], ids=["family", "task"]
+)
+def test_settings_of_another_version_are_said_to_be_so(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder = make_run(tmp_path, **changes)
     settings = folder.path / "experiment.yaml"
-    settings.write_text(settings.read_text() + "of_another_version: <b>1</b>\n")
+    unknown = "".join(f"unknown_{number}: <b>1</b>\n" for number in range(MOST_PROBLEMS + 1))
+    settings.write_text(settings.read_text() + unknown)
     text = page_of(folder)
-    assert "of_another_version" in text
+    assert f"unknown_{MOST_PROBLEMS - 1}" in text
+    assert f"unknown_{MOST_PROBLEMS}" not in text
     assert "<b>" not in text
+    assert str(tmp_path) not in text
     assert "tiles.js" not in text
+    settings.unlink()  # as in the moment before a new run's are written
+    assert "cannot be read" not in page_of(folder)
 
 
 AXES = (Axis("x", -1.0, 1.0, "m"), Axis("y", -1.0, 1.0, "m"))
