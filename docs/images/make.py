@@ -127,12 +127,15 @@ def photograph_family(url: str, run: str) -> None:
         driver.execute_script("arguments[0].scrollIntoView()", section)  # what is not seen is still
         script = (
             "const videos = [...document.querySelectorAll('video.tile')];"
-            "return videos.filter(video => video.currentTime > 0.4).length"
+            "const played = ({played}) => played.length > 0 && played.end(played.length - 1) > 0.4;"
+            "return videos.filter(played).length"
         )
         deadline = time.monotonic() + 300
         while driver.execute_script(script) < num_tiles:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{run}: expected {num_tiles} tiles to play, 300 s have passed")
+                raise TimeoutError(
+                    f"{run}: expected {num_tiles} tiles to play within 300 s; is its server busy?"
+                )
             time.sleep(0.1)
         section.screenshot(str(FOLDER / "family.png"))
 
