@@ -29,16 +29,13 @@ def be_learner(method: str, threads: int, seconds: float) -> None:
     from apprentice.config import Experiment
     from apprentice.demonstrations.dataset import DemonstrationDataset
     from apprentice.experiments import load_experiment
-    from apprentice.types import ArraySpec, Ending, EnvironmentSpec, Segment, Trajectory
-    from benchmarks.made_up import random_trajectory
+    from apprentice.types import ArraySpec, EnvironmentSpec
+    from benchmarks.made_up import random_segment, random_trajectory
     from learner.demonstrated import Demonstrated
     from learner.learning import Learning
 
     torch.set_num_threads(threads)
     random = np.random.default_rng(0)
-
-    def trajectory(steps: int) -> Trajectory:
-        return random_trajectory(random, steps, OBSERVATIONS, ACTIONS)
 
     state = {"state": ArraySpec((OBSERVATIONS,), "float32")}
     spec = EnvironmentSpec("a-b", "a-b", state, ArraySpec((ACTIONS,), "float32"), 1000, 1, 0.01)
@@ -48,7 +45,8 @@ def be_learner(method: str, threads: int, seconds: float) -> None:
     tree["replay"] |= {"updates_per_step": None, "warmup_steps": 100, "capacity": 100_000}
     tree["imitation"]["method"] = method
     experiment = Experiment.model_validate(tree)
-    demonstrated = Demonstrated(DemonstrationDataset([trajectory(1000)]), None, None)
+    shown = random_trajectory(random, 1000, OBSERVATIONS, ACTIONS)
+    demonstrated = Demonstrated(DemonstrationDataset([shown]), None, None)
     learning = Learning(
         experiment,
         [spec],
@@ -56,25 +54,7 @@ def be_learner(method: str, threads: int, seconds: float) -> None:
         demonstrated=None if method == "none" else demonstrated,
     )
     for number in range(NUM_SEGMENTS):
-        seen = trajectory(LENGTH)
-        learning.receive(
-            Segment(
-                seen.observation,
-                seen.action,
-                seen.pre_tanh_action,
-                seen.environment_reward,
-                seen.discount,
-                LENGTH,
-                Ending.TIME_LIMIT,
-                task=0,
-                actor=0,
-                incarnation=1,
-                episode=number,
-                first_step=0,
-                policy_version=1,
-                context=np.zeros(0, np.int64),
-            )
-        )
+        learning.receive(random_segment(random, spec, LENGTH, number))
     learning.prepare()
     for _ in range(50):
         learning.update()

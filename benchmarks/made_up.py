@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from apprentice.types import Ending, Trajectory
+from apprentice.types import Ending, EnvironmentSpec, Segment, Trajectory
 
 
 def random_trajectory(
@@ -26,4 +26,34 @@ def random_trajectory(
         np.zeros((steps + 1, 0)),
         {},
         0,
+    )
+
+
+def random_segment(
+    random: np.random.Generator, spec: EnvironmentSpec, length: int, episode: int
+) -> Segment:
+    """Return an episode of `length` steps as the one segment that it is sent in; images are noise."""
+    made = random_trajectory(random, length, 1, spec.action_size)
+    observation = {}
+    for key, own in spec.observation.items():
+        shape = (spec.num_leading_frames(key) + length, *spec.frame_shape(key))
+        values: np.ndarray = random.integers(0, 256, shape, np.uint8)
+        if own.dtype == "float32":
+            values = random.normal(size=shape).astype(np.float32)
+        observation[key] = values
+    return Segment(
+        observation,
+        made.action,
+        made.pre_tanh_action,
+        made.environment_reward,
+        made.discount,
+        length,
+        made.ending,
+        task=0,
+        actor=0,
+        incarnation=1,
+        episode=episode,
+        first_step=0,
+        policy_version=1,
+        context=np.zeros(0, np.int64),
     )

@@ -40,6 +40,8 @@ CloningUpdate = Callable[
 ]
 """(policy's state, expert's batch, noise [B, O] or [0], step-size factor [], encoder's state, what it is shown) ->
 values of METRICS [4], and of CONTEXT_METRICS [3] where the encoder is trained with the policy."""
+STATES = (0, 4)
+"""Which of them are states."""
 
 
 def action_error(mean: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
@@ -155,7 +157,7 @@ class Cloning:
             None if conditioning is None else conditioning.parts,
             experiment.context.learning_rate,
         )
-        self._update: CloningUpdate = compiled(plain, experiment.learner.compile, device)
+        self._update: CloningUpdate = compiled(plain, experiment.learner.compile, device, STATES)
 
     def update(self) -> None:
         """Make one update on a batch of demonstrations."""

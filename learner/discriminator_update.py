@@ -70,6 +70,8 @@ DiscriminatorUpdate = Callable[
 """(state, expert rows, policy rows, noise, step-size factor [], encoder's state, what it is shown) -> values of
 METRICS [5], and of CONTEXT_METRICS [3] where the encoder is trained; rows then come without `latent`, which is put
 behind their other inputs."""
+STATES = (0, 5)
+"""Which of them are states."""
 
 
 def cross_entropy(expert_logits: torch.Tensor, policy_logits: torch.Tensor) -> torch.Tensor:

@@ -61,6 +61,7 @@ class Imitation:
         self._generator = torch.Generator(device).manual_seed(experiment.seed + 3)
         self._num_summed = 0
         self._mean_square = torch.ones(1, device=device)
+        self._recent: dict[int, torch.Tensor] = {}  # places in a batch, by its size
         self._collapse = CollapseAlarm(largest_reward(self._settings.reward))
         reward = self._settings.reward
         judges = self._settings.adversarial and reward.override != "recovered"
@@ -240,11 +241,16 @@ class Imitation:
         recent = experience.sample(size, self._generator, newest=settings.replay_window)
         if settings.replay_window_share == 1.0:
             return recent
-        # Spread over the batch, whose rows may come task by task.
-        order = torch.arange(size + 1, device=self._device) * settings.replay_window_share
-        places = order.floor().diff().nonzero().squeeze(1)
+        places = self._places_of_recent(size, settings.replay_window_share)
         any_age = experience.sample(size, self._generator)
         return _placed(any_age, _rows(recent, places), places)
+
+    def _places_of_recent(self, size: int, share: float) -> torch.Tensor:
+        """Return which rows of a batch are recent ones: spread over it, since rows may come task by task."""
+        if size not in self._recent:
+            places = (torch.arange(size + 1) * share).floor().diff().nonzero().squeeze(1)
+            self._recent[size] = places.to(self._device)
+        return self._recent[size]
 
     def _tasks_of(self, size: int) -> torch.Tensor:
         """Return the task of each row [size] of a family's batch."""

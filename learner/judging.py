@@ -18,6 +18,7 @@ from learner.context_update import CONTEXT_METRICS, ContextBatch
 from learner.discriminator import Discriminator, Rows, spectrally_normalised
 from learner.discriminator_update import (
     METRICS,
+    STATES,
     DiscriminatorNoise,
     DiscriminatorState,
     DiscriminatorUpdate,
@@ -83,7 +84,9 @@ class Judge:
             self._sloped(spec, size + sac.absorbs).to(device),
             None if self._conditioning is None else self._conditioning.parts,
         )
-        self._update: DiscriminatorUpdate = compiled(plain, experiment.learner.compile, device)
+        self._update: DiscriminatorUpdate = compiled(
+            plain, experiment.learner.compile, device, STATES
+        )
         self._compile = experiment.learner.compile
         self._plain_reward = _make_reward(module, self._layout, self._reward)
         self._rewards: dict[int, _Reward] = {}  # compiled, by the number of rows
@@ -124,7 +127,7 @@ class Judge:
         rows = rows._replace(discount=rows.discount.contiguous())
         size = len(rows.discount)
         if size not in self._rewards:
-            self._rewards[size] = compiled(self._plain_reward, self._compile, self._device)
+            self._rewards[size] = compiled(self._plain_reward, self._compile, self._device, (0, 1))
         state = self._state
         return self._rewards[size](state.adam.parameters, state.singular_vectors, rows)
 

@@ -15,7 +15,7 @@ import torch
 from apprentice.config import CloningSettings, Experiment
 from apprentice.networks import SquashedGaussianPolicy, with_latent
 from apprentice.types import EnvironmentSpec
-from learner.cloning import METRICS, make_cloning_update
+from learner.cloning import METRICS, STATES, make_cloning_update
 from learner.compiling import compiled
 from learner.conditioning import Conditioning
 from learner.demonstrated import tasks_of_rows
@@ -61,6 +61,7 @@ def pretrain(
         ),
         experiment.learner.compile,
         device,
+        STATES,
     )
     size = ROWS_OF_TASK * conditioning.num_tasks
     tasks = tasks_of_rows(size, conditioning.num_tasks, device)

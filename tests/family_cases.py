@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from apprentice.checkpoint import write_checkpoint
 from apprentice.config import Experiment
+from apprentice.config_base import ObservationKey
 from apprentice.config_family import SPLITS
 from apprentice.demonstrations.context import keep_context
 from apprentice.demonstrations.family import FamilyDemonstrations, read_family, write_family
@@ -44,7 +46,11 @@ def family_experiment(**changes: Any) -> Experiment:
 
 
 def family_demonstrations(
-    folder: Path, num_context: int = 2, num_query: int = 1, **family: Any
+    folder: Path,
+    num_context: int = 2,
+    num_query: int = 1,
+    keys: Sequence[ObservationKey] = ("state",),
+    **family: Any,
 ) -> FamilyDemonstrations:
     """Write episodes of chance for every task of the division, which `family` changes."""
     experiment = family_experiment(environment={"family": {**FAMILY, **family}})
@@ -53,12 +59,13 @@ def family_demonstrations(
     for name in SPLITS:
         recorded[name] = {}
         for task in split.of(name):
-            spec = environment_spec(task.task_id, ["state"], experiment.environment)
+            spec = environment_spec(task.task_id, keys, experiment.environment)
             num = num_context + num_query
             episodes = evaluate(
                 UniformPolicy(spec, 0),
                 task.task_id,
                 range(num),
+                observation=keys,
                 settings=experiment.environment,
                 keep_trajectories=num,
             ).episodes
