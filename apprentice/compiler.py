@@ -1,4 +1,4 @@
-"""What torch.compile needs on a CPU: a C++ compiler that runs, and Python's headers."""
+"""What torch.compile needs: a C++ compiler that runs, and Python's headers."""
 
 from __future__ import annotations
 

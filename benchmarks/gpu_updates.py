@@ -1,8 +1,8 @@
 """Updates per second of the whole learner on an NVIDIA GPU, beside the same learner on the same machine's CPU.
 
-Batches are drawn from rings of made-up episodes, so that nothing is waited for; both compile their updates. States are
-those of cheetah-run (17 observations, 6 actions, networks and batch of experiments/dac.yaml), images those of
-experiments/reacher-pixels.yaml (84x84, three frames) at the batch that papers use, 256.
+Batches are drawn from rings of made-up episodes, so that nothing is waited for; both compile their updates unless told
+otherwise. States are those of cheetah-run (17 observations, 6 actions, networks and batch of experiments/dac.yaml),
+images those of experiments/reacher-pixels.yaml (84x84, three frames) at the batch that papers use, 256.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def spec_of(workload: str) -> EnvironmentSpec:
     )
 
 
-def be_learner(workload: str, device: str, threads: int, seconds: float) -> None:
+def be_learner(workload: str, device: str, threads: int, seconds: float, compile_mode: str) -> None:
     """Answer rounds with whole updates: sampling, discriminator, relabelling, SAC."""
     import numpy as np
 
@@ -60,7 +60,7 @@ def be_learner(workload: str, device: str, threads: int, seconds: float) -> None
     spec = spec_of(workload)
     tree = load_experiment("dac").model_dump()
     tree["task"] = spec.task
-    tree["learner"] |= {"compile": "on", "device": device, "num_threads": threads}
+    tree["learner"] |= {"compile": compile_mode, "device": device, "num_threads": threads}
     tree["replay"] |= {"updates_per_step": None, "warmup_steps": EPISODE, "capacity": 10_000}
     for section, changes in WORKLOADS[workload].items():
         tree[section] |= changes
@@ -100,17 +100,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a round")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--compile", choices=["on", "off"], default="on", help="learner.compile")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="be the learner on it")
     arguments = parser.parse_args()
     if arguments.device:
         (workload,) = arguments.workloads
-        be_learner(workload, arguments.device, arguments.threads, arguments.seconds)
+        be_learner(
+            workload,
+            arguments.device,
+            arguments.threads,
+            arguments.seconds,
+            arguments.compile,
+        )
         return
     import torch
 
     if not torch.cuda.is_available():
         sys.exit("gpu_updates: expected an NVIDIA GPU that torch can use, found none")
     flags = ["--threads", str(arguments.threads), "--seconds", str(arguments.seconds)]
+    flags += ["--compile", arguments.compile]
     rows = []
     for workload in arguments.workloads:
         chosen = [sys.executable, __file__, "--workloads", workload, *flags, "--device"]

@@ -34,8 +34,9 @@ def compiled(
         return update
     compiler = _compiler() if mode == "auto" else None
     if compiler is not None and compiler.remedy is not None:
+        times = "1.5" if device.type == "cpu" else "4 to 14"
         log.warning(
-            "the update is not compiled; with a C++ compiler it has about 1.5 times the speed, on a GPU 4 or more",
+            f"the update is not compiled; with a C++ compiler it has about {times} times the speed",
             found=compiler.found,
             install=compiler.remedy,
         )

@@ -10,29 +10,36 @@ from torch.utils import _pytree as pytree
 
 
 class Graphed:
-    """A function of tensors on a GPU, recorded on its second call on the same states and replayed from then on.
+    """A function of tensors on a GPU, recorded on its second call in a row on the same states and replayed later.
 
     States are the arguments at `states`: they are read and changed where they lie. All others are copied to where
-    the recorded kernels read them, laid out row by row, so that it does not matter where they came from. The first
-    calls, and those on other states than the recorded ones, run as they are: on copies, they compile.
+    the recorded kernels read them, laid out row by row, so that it does not matter where they came from; their
+    structure and shapes stay those of the first call. Calls before the recording, and on other states, run without a
+    graph.
     """
 
     def __init__(self, update: Callable[..., torch.Tensor], states: Sequence[int]) -> None:
         self._update, self._states = update, frozenset(states)
-        self._held: list[Any] | None = None
-        self._places: list[int] = []
+        self._structure: pytree.TreeSpec | None = None
+        self._held: list[Any] = []
+        self._last: list[torch.Tensor] = []  # held, so that no other states come to lie there
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result = torch.empty(0)
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether calls on the states of the last ones replay a graph."""
+        return self._graph is not None
+
     def __call__(self, *arguments: Any) -> torch.Tensor:
         """Return what the update does."""
-        states = [argument for n, argument in enumerate(arguments) if n in self._states]
-        places = [leaf.data_ptr() for leaf in pytree.tree_leaves(states) if _is_tensor(leaf)]
+        chosen = [argument for n, argument in enumerate(arguments) if n in self._states]
+        states = _tensors(pytree.tree_leaves(chosen))
+        are_known = bool(self._last) and _addresses(states) == _addresses(self._last)
         placed = self._placed(arguments)
-        is_known = places == self._places
         if self._graph is None:
-            self._places = places
-        if not is_known:
+            self._last = states
+        if not are_known:
             return self._update(*placed)
         if self._graph is None:
             graph = torch.cuda.CUDAGraph()
@@ -46,21 +53,28 @@ class Graphed:
         """Return the arguments with all but the states where recorded kernels read them."""
         inputs = [None if n in self._states else given for n, given in enumerate(arguments)]
         leaves, structure = pytree.tree_flatten(inputs)
-        if self._held is None:
-            self._held = [
-                torch.empty_like(leaf, memory_format=torch.contiguous_format)
-                if _is_tensor(leaf)
-                else leaf
-                for leaf in leaves
-            ]
-        torch._foreach_copy_(_tensors(self._held), _tensors(leaves))
-        held = pytree.tree_unflatten(self._held, structure)
-        return [given if n in self._states else held[n] for n, given in enumerate(arguments)]
+        if self._structure is None:
+            self._structure, self._held = structure, [_room_for(leaf) for leaf in leaves]
+        held, given = _tensors(self._held), _tensors(leaves)
+        assert structure == self._structure, "arguments of another structure than the first"
+        assert [t.shape for t in given] == [t.shape for t in held], "arguments of other shapes"
+        torch._foreach_copy_(held, given)
+        placed = pytree.tree_unflatten(self._held, structure)
+        return [
+            argument if n in self._states else placed[n] for n, argument in enumerate(arguments)
+        ]
 
 
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor)
+def _room_for(leaf: Any) -> Any:
+    """Return a tensor to copy `leaf` to; what is no tensor stays itself."""
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    return torch.empty_like(leaf, memory_format=torch.contiguous_format)
 
 
 def _tensors(leaves: Sequence[Any]) -> list[torch.Tensor]:
-    return [leaf for leaf in leaves if _is_tensor(leaf)]
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def _addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]

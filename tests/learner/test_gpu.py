@@ -318,6 +318,7 @@ def test_compiled_updates_learn_what_plain_ones_do(
     first = plain.state_tensors()["networks"]
     for learning in (plain, fast):
         learn(learning, NUM_UPDATES)
+    assert all(update.is_recorded for update in fast.sac._updates.values())  # type: ignore[attr-defined]
     networks = fast.state_tensors()["networks"]
     for key, tensor in plain.state_tensors()["networks"].items():
         if tensor.is_floating_point():
@@ -326,7 +327,7 @@ def test_compiled_updates_learn_what_plain_ones_do(
 
 
 @pytest.mark.parametrize("name", ["sac", "dac-pixels", "posterior"])
-def test_a_checkpoint_of_a_gpu_is_played_on_a_cpu(
+def test_a_checkpoint_of_a_gpu_is_read_without_one(
     name: str, recorded: Path, tmp_path: Path
 ) -> None:
     learning, specs = begin(name, recorded, GPU)
@@ -350,10 +351,15 @@ def test_a_checkpoint_of_a_gpu_is_played_on_a_cpu(
 
 
 def test_bfloat16_learns_on_a_gpu(recorded: Path) -> None:
-    learning = begin("dac", recorded, GPU, precision="bfloat16").learning
-    learn(learning, NUM_UPDATES)
-    found = learning.metrics()
-    assert found["learner/rejected_updates"] == found["discriminator/rejected_updates"] == 0.0
+    networks = {}
+    for precision in ("float32", "bfloat16"):
+        learning = begin("dac", recorded, GPU, precision=precision).learning
+        learn(learning, NUM_UPDATES)
+        found = learning.metrics()
+        assert found["learner/rejected_updates"] == found["discriminator/rejected_updates"] == 0.0
+        networks[precision] = learning.state_tensors()["networks"]["critic"]
+    assert not torch.equal(networks["bfloat16"], networks["float32"])
+    torch.testing.assert_close(networks["bfloat16"], networks["float32"], atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("asked", ["auto", "cuda"])
