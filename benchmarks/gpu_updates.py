@@ -23,11 +23,10 @@ if TYPE_CHECKING:
     from apprentice.types import EnvironmentSpec
 
 ACTIONS, EPISODE, NUM_EPISODES = 6, 100, 100
-WIDE = {"hidden_size": 1024}
 WORKLOADS: dict[str, dict[str, Any]] = {
     "sac_states": {"imitation": {"method": "none"}},
     "dac_states": {},
-    "dac_states_wide": {"network": WIDE, "sac": {"batch_size": 1024}},
+    "dac_states_wide": {"network": {"hidden_size": 1024}, "sac": {"batch_size": 1024}},
     "sac_pixels": {"imitation": {"method": "none"}, "sac": {"batch_size": 256}},
 }
 """What each changes of experiments/dac.yaml."""
@@ -47,15 +46,10 @@ def spec_of(workload: str) -> EnvironmentSpec:
 
 def be_learner(workload: str, device: str, threads: int, seconds: float, compile_mode: str) -> None:
     """Answer rounds with whole updates: sampling, discriminator, relabelling, SAC."""
-    import numpy as np
-
     from apprentice.config import Experiment
-    from apprentice.demonstrations.dataset import DemonstrationDataset
     from apprentice.experiments import load_experiment
-    from benchmarks.made_up import random_segment, random_trajectory
-    from learner.demonstrated import Demonstrated
+    from benchmarks.made_up import begun_learner
     from learner.devices import select_device
-    from learner.learning import Learning
 
     spec = spec_of(workload)
     tree = load_experiment("dac").model_dump()
@@ -69,15 +63,7 @@ def be_learner(workload: str, device: str, threads: int, seconds: float, compile
         tree["network"]["normalise_observations"] = False
     experiment = Experiment.model_validate(tree)
     chosen = select_device(experiment.learner)
-    random = np.random.default_rng(0)
-    demonstrated = None
-    if experiment.imitation.method != "none":
-        rows = DemonstrationDataset([random_trajectory(random, 1000, 17, ACTIONS)], device=chosen)
-        demonstrated = Demonstrated(rows, None, rows.states)
-    learning = Learning(experiment, [spec], chosen, demonstrated=demonstrated)
-    for number in range(NUM_EPISODES):
-        learning.receive(random_segment(random, spec, EPISODE, number))
-    learning.prepare()
+    learning = begun_learner(experiment, spec, chosen, NUM_EPISODES, EPISODE)
 
     def timed(num_updates: int) -> float:
         """Return the seconds that updates take, until the last of them is done."""

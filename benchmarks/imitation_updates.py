@@ -23,19 +23,14 @@ OBSERVATIONS, ACTIONS, LENGTH, NUM_SEGMENTS = 17, 6, 32, 625
 
 def be_learner(method: str, threads: int, seconds: float) -> None:
     """Answer rounds with whole updates: sampling, discriminator, relabelling, SAC."""
-    import numpy as np
     import torch
 
     from apprentice.config import Experiment
-    from apprentice.demonstrations.dataset import DemonstrationDataset
     from apprentice.experiments import load_experiment
     from apprentice.types import ArraySpec, EnvironmentSpec
-    from benchmarks.made_up import random_segment, random_trajectory
-    from learner.demonstrated import Demonstrated
-    from learner.learning import Learning
+    from benchmarks.made_up import begun_learner
 
     torch.set_num_threads(threads)
-    random = np.random.default_rng(0)
 
     state = {"state": ArraySpec((OBSERVATIONS,), "float32")}
     spec = EnvironmentSpec("a-b", "a-b", state, ArraySpec((ACTIONS,), "float32"), 1000, 1, 0.01)
@@ -45,17 +40,7 @@ def be_learner(method: str, threads: int, seconds: float) -> None:
     tree["replay"] |= {"updates_per_step": None, "warmup_steps": 100, "capacity": 100_000}
     tree["imitation"]["method"] = method
     experiment = Experiment.model_validate(tree)
-    shown = random_trajectory(random, 1000, OBSERVATIONS, ACTIONS)
-    demonstrated = Demonstrated(DemonstrationDataset([shown]), None, None)
-    learning = Learning(
-        experiment,
-        [spec],
-        torch.device("cpu"),
-        demonstrated=None if method == "none" else demonstrated,
-    )
-    for number in range(NUM_SEGMENTS):
-        learning.receive(random_segment(random, spec, LENGTH, number))
-    learning.prepare()
+    learning = begun_learner(experiment, spec, torch.device("cpu"), NUM_SEGMENTS, LENGTH)
     for _ in range(50):
         learning.update()
 

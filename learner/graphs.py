@@ -21,7 +21,8 @@ class Graphed:
     def __init__(self, update: Callable[..., torch.Tensor], states: Sequence[int]) -> None:
         self._update, self._states = update, frozenset(states)
         self._structure: pytree.TreeSpec | None = None
-        self._held: list[Any] = []
+        self._held: list[torch.Tensor] = []
+        self._inputs: list[Any] = []  # the arguments made of what is held, None where states stand
         self._last: list[torch.Tensor] = []  # held, so that no other states come to lie there
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result = torch.empty(0)
@@ -36,32 +37,38 @@ class Graphed:
         chosen = [argument for n, argument in enumerate(arguments) if n in self._states]
         states = _tensors(pytree.tree_leaves(chosen))
         are_known = bool(self._last) and _addresses(states) == _addresses(self._last)
-        placed = self._placed(arguments)
+        self._take_in(arguments)
         if self._graph is None:
             self._last = states
         if not are_known:
-            return self._update(*placed)
+            return self._update(*self._placed(arguments))
         if self._graph is None:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._result = self._update(*placed)
+                self._result = self._update(*self._placed(arguments))
             self._graph = graph
         self._graph.replay()
         return self._result.clone()
 
-    def _placed(self, arguments: Sequence[Any]) -> list[Any]:
-        """Return the arguments with all but the states where recorded kernels read them."""
+    def _take_in(self, arguments: Sequence[Any]) -> None:
+        """Copy all but the states to where recorded kernels read them."""
         inputs = [None if n in self._states else given for n, given in enumerate(arguments)]
         leaves, structure = pytree.tree_flatten(inputs)
         if self._structure is None:
-            self._structure, self._held = structure, [_room_for(leaf) for leaf in leaves]
-        held, given = _tensors(self._held), _tensors(leaves)
+            room = [_room_for(leaf) for leaf in leaves]
+            self._structure, self._held = structure, _tensors(room)
+            self._inputs = pytree.tree_unflatten(room, structure)
+        given = _tensors(leaves)
         assert structure == self._structure, "arguments of another structure than the first"
-        assert [t.shape for t in given] == [t.shape for t in held], "arguments of other shapes"
-        torch._foreach_copy_(held, given)
-        placed = pytree.tree_unflatten(self._held, structure)
+        assert [t.shape for t in given] == [t.shape for t in self._held], (
+            "arguments of other shapes"
+        )
+        torch._foreach_copy_(self._held, given)
+
+    def _placed(self, arguments: Sequence[Any]) -> list[Any]:
+        """Return the arguments, those that are no states as they were taken in."""
         return [
-            argument if n in self._states else placed[n] for n, argument in enumerate(arguments)
+            given if n in self._states else self._inputs[n] for n, given in enumerate(arguments)
         ]
 
 

@@ -11,17 +11,19 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from apprentice.checkpoint import load_policy, read_tensors, write_checkpoint
+from apprentice.checkpoint import load_policy, read_tensors
 from apprentice.config import Experiment
 from apprentice.demonstrations.dataset import DemonstrationDataset
 from apprentice.environments import experiment_specs
-from apprentice.types import Ending, EnvironmentSpec, Segment, Trajectory
+from apprentice.types import EnvironmentSpec, Segment, Trajectory
+from benchmarks.made_up import random_segment
 from learner.demonstrated import Demonstrated, load_demonstrated
 from learner.devices import select_device
 from learner.dropout import draw_dropout
 from learner.learning import Learning
-from learner.resuming import checkpoint_state
+from learner.sac import Tensors
 from tests.family_cases import FAMILY, family_demonstrations
+from tests.learner.test_learning import assert_same_state, keep
 
 if not torch.cuda.is_available():
     pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
@@ -131,37 +133,8 @@ def experiment_of(case: Case, recorded: Path, **learner: Any) -> Experiment:
 
 def segment_of(spec: EnvironmentSpec, task: int, number: int, context: np.ndarray) -> Segment:
     random = np.random.default_rng(1000 * task + number)
-    observation = {}
-    for key in spec.observation:
-        shape = (spec.num_leading_frames(key) + LENGTH, *spec.frame_shape(key))
-        values: np.ndarray = random.normal(size=shape).astype(np.float32)
-        if key == "pixels":
-            values = random.integers(0, 256, shape).astype(np.uint8)
-        observation[key] = values
-    pre_tanh = random.normal(size=(LENGTH, spec.action_size)).astype(np.float32)
-    return Segment(
-        observation,
-        np.tanh(pre_tanh),
-        pre_tanh,
-        random.normal(size=LENGTH).astype(np.float32),
-        np.ones(LENGTH, np.float32),
-        LENGTH,
-        Ending.TIME_LIMIT,
-        task=task,
-        actor=0,
-        incarnation=9,
-        episode=number,
-        first_step=0,
-        policy_version=1,
-        context=context,
-    )
-
-
-class Begun(NamedTuple):
-    """A run that has its warm-up and may learn."""
-
-    learning: Learning
-    specs: list[EnvironmentSpec]
+    made = random_segment(random, spec, LENGTH, number)
+    return made._replace(task=task, context=context)
 
 
 def demonstrated_of(
@@ -189,7 +162,8 @@ def demonstrated_of(
     )
 
 
-def begin(name: str, recorded: Path, device: torch.device, **learner: Any) -> Begun:
+def begin(name: str, recorded: Path, device: torch.device, **learner: Any) -> Learning:
+    """Return a run that has its warm-up and may learn."""
     experiment = experiment_of(CASES[name], recorded, device=device.type, **learner)
     assert select_device(experiment.learner).type == device.type
     specs = experiment_specs(experiment.task, experiment.observation_keys, experiment.environment)
@@ -204,12 +178,23 @@ def begin(name: str, recorded: Path, device: torch.device, **learner: Any) -> Be
             context[0] = shown.number[shown.task == task][0]
         for number in range(NUM_SEGMENTS):
             assert learning.receive(segment_of(spec, task, number, context))
-    return Begun(learning, specs)
+    return learning
 
 
 def learn(learning: Learning, num_updates: int) -> None:
     for _ in range(num_updates):
         learning.update()
+
+
+def assert_went_the_same_way(first: Tensors, found: Tensors, expected: Tensors) -> None:
+    """To 2 % of the way, since Adam makes whole steps of gradients near 0, whose sign may differ."""
+    num_moved = 0
+    for key, tensor in expected.items():
+        if tensor.is_floating_point():
+            moved = float((tensor - first[key]).norm())
+            num_moved += moved > 0.0
+            assert float((found[key] - tensor).norm()) <= 0.02 * moved + 1e-5, key
+    assert num_moved >= 1
 
 
 class DrawnOnTheCPU(TorchFunctionMode):
@@ -259,21 +244,16 @@ def test_the_same_numbers_teach_the_same_on_both_devices(
             "learner.judging.draw_dropout",
             lambda *drawn, device=device: draw_dropout(*drawn).to(device),
         )
-        learning = begin(name, recorded, device).learning
+        learning = begin(name, recorded, device)
         before = learning.state_tensors()["networks"]
         learn(learning, NUM_UPDATES)
         found[device] = (before, learning.state_tensors()["networks"], learning.metrics())
     (first, expected, metrics), (other_first, networks, other_metrics) = found[CPU], found[GPU]
-    num_moved = 0
     for key, tensor in expected.items():
         if not tensor.is_floating_point():
             continue
         torch.testing.assert_close(other_first[key], first[key], atol=1e-4, rtol=1e-4)
-        moved = float((tensor - first[key]).norm())
-        num_moved += moved > 0.0
-        # Adam makes whole steps of gradients near 0, whose sign may differ.
-        assert float((networks[key] - tensor).norm()) <= 0.02 * moved + 1e-5, key
-    assert num_moved >= 1
+    assert_went_the_same_way(first, networks, expected)
     assert other_metrics.keys() == metrics.keys()
     for key, value in metrics.items():
         assert other_metrics[key] == pytest.approx(value, rel=0.02, abs=0.01), key
@@ -282,22 +262,19 @@ def test_the_same_numbers_teach_the_same_on_both_devices(
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_on_a_gpu_goes_on_as_if_it_had_not_stopped(name: str, recorded: Path) -> None:
     """Bit for bit, where nothing is compiled."""
-    whole = begin(name, recorded, GPU).learning
+    whole = begin(name, recorded, GPU)
     learn(whole, NUM_UPDATES)
     saved, counters = whole.state_tensors(), whole.counters
-    resumed = begin(name, recorded, GPU).learning
+    resumed = begin(name, recorded, GPU)
     resumed.load_state(saved, counters, normalised=True)
     learn(whole, NUM_UPDATES)
     learn(resumed, NUM_UPDATES)
-    expected = whole.state_tensors()
-    for group, tensors in resumed.state_tensors().items():
-        for key, tensor in tensors.items():
-            assert torch.equal(tensor, expected[group][key]), f"{group}/{key}"
+    assert_same_state(resumed, whole)
 
 
 @pytest.mark.parametrize("name", ["sac", "dac", "dac-extras", "airl", "posterior", "bc"])
 def test_an_update_does_not_wait_for_the_gpu(name: str, recorded: Path) -> None:
-    learning = begin(name, recorded, GPU).learning
+    learning = begin(name, recorded, GPU)
     learn(learning, 2)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -312,37 +289,24 @@ def test_an_update_does_not_wait_for_the_gpu(name: str, recorded: Path) -> None:
 def test_compiled_updates_learn_what_plain_ones_do(
     name: str, recorded: Path, in_float32: None
 ) -> None:
-    plain = begin(name, recorded, GPU).learning
-    fast = begin(name, recorded, GPU, compile="on").learning
+    plain = begin(name, recorded, GPU)
+    fast = begin(name, recorded, GPU, compile="on")
     fast.prepare()
     first = plain.state_tensors()["networks"]
     for learning in (plain, fast):
         learn(learning, NUM_UPDATES)
     assert all(update.is_recorded for update in fast.sac._updates.values())  # type: ignore[attr-defined]
-    networks = fast.state_tensors()["networks"]
-    for key, tensor in plain.state_tensors()["networks"].items():
-        if tensor.is_floating_point():
-            moved = float((tensor - first[key]).norm())
-            assert float((networks[key] - tensor).norm()) <= 0.02 * moved + 1e-5, key
+    found, expected = (one.state_tensors()["networks"] for one in (fast, plain))
+    assert_went_the_same_way(first, found, expected)
 
 
 @pytest.mark.parametrize("name", ["sac", "dac-pixels", "posterior"])
 def test_a_checkpoint_of_a_gpu_is_read_without_one(
     name: str, recorded: Path, tmp_path: Path
 ) -> None:
-    learning, specs = begin(name, recorded, GPU)
+    learning = begin(name, recorded, GPU)
     learn(learning, NUM_UPDATES)
-    path = write_checkpoint(
-        tmp_path,
-        run="run",
-        steps=5,
-        updates=5,
-        policy_version=1,
-        experiment=learning.experiment,
-        environment=specs[0],
-        tensors=learning.state_tensors(),
-        state=checkpoint_state(learning),
-    )
+    path = keep(learning, tmp_path)
     _, manifest = load_policy(path)
     kept = read_tensors(path, "policy", manifest)
     expected = learning.sac.policy_tensors(averaged=True)
@@ -353,7 +317,7 @@ def test_a_checkpoint_of_a_gpu_is_read_without_one(
 def test_bfloat16_learns_on_a_gpu(recorded: Path) -> None:
     networks = {}
     for precision in ("float32", "bfloat16"):
-        learning = begin("dac", recorded, GPU, precision=precision).learning
+        learning = begin("dac", recorded, GPU, precision=precision)
         learn(learning, NUM_UPDATES)
         found = learning.metrics()
         assert found["learner/rejected_updates"] == found["discriminator/rejected_updates"] == 0.0
