@@ -105,6 +105,10 @@ class NetworkSettings(Settings):
     there are none; fitted once and then frozen."""
     normaliser_floor: float = Field(0.01, gt=0)
     """Smallest deviation that is divided by."""
+    task_products: bool = False
+    """Where policy, critics or discriminator are told the task or infer it: show them each number of the observation
+    times each of `task_parameters` or `latent` too, beside both (a bilinear layer: Jayakumar et al. 2020,
+    "Multiplicative Interactions and Where to Find Them", ICLR)."""
     encoder_channels: int = Field(32, ge=4, le=256)
     """Channels of each convolution over `pixels`."""
     encoder_features: int = Field(50, ge=4, le=1024)

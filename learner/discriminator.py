@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from apprentice.config_imitation import DiscriminatorSettings
+from apprentice.networks.encoder import task_products
 
 Activation = Literal["tanh", "relu", "elu", "silu"]
 Masks = Sequence[torch.Tensor] | None
@@ -58,13 +59,33 @@ def slope_of_activation(
             return share * (1.0 + values * (1.0 - share))
 
 
-class ScoreNetwork(nn.Module):
-    """An MLP [B, X] -> [B] that can say how its output changes with its input."""
+class Columns(NamedTuple):
+    """Some of a row's inputs, side by side."""
 
-    def __init__(self, input_size: int, settings: DiscriminatorSettings) -> None:
+    size: int
+    telling: str = ""  # the key of what says which task it is, where that is what they are
+
+
+class ScoreNetwork(nn.Module):
+    """An MLP [B, X] -> [B] that can say how its output changes with its input.
+
+    With `columns`, which are all of its inputs in order, its first layer also reads the products of those that tell
+    the task with those that do not. What tells it may come again under the same key, and counts once.
+    """
+
+    def __init__(
+        self, input_size: int, settings: DiscriminatorSettings, columns: Sequence[Columns] = ()
+    ) -> None:
         super().__init__()
         self.activation: Activation = settings.activation
-        sizes = [input_size, *[settings.hidden_size] * settings.num_hidden_layers, 1]
+        self.columns = tuple(columns)
+        keys = [part.telling for part in self.columns]
+        self.telling = tuple(
+            number for number, key in enumerate(keys) if key and keys.index(key) == number
+        )
+        self.seen = tuple(number for number, key in enumerate(keys) if not key)
+        products = self._size(self.seen) * self._size(self.telling)
+        sizes = [input_size + products, *[settings.hidden_size] * settings.num_hidden_layers, 1]
         self.weights = nn.ParameterList(
             nn.init.orthogonal_(torch.empty(columns, rows)).T.contiguous()
             for rows, columns in zip(sizes[:-1], sizes[1:], strict=True)
@@ -74,7 +95,7 @@ class ScoreNetwork(nn.Module):
     def forward(self, inputs: torch.Tensor, masks: Masks = None) -> torch.Tensor:
         """Return scores [B]."""
         weights, biases = list(self.weights), list(self.biases)
-        values = inputs
+        values = self._with_products(inputs)
         for number, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
             values = activate(self.activation, torch.addmm(bias, values, weight))
             if masks is not None:
@@ -91,13 +112,46 @@ class ScoreNetwork(nn.Module):
         gradient = slopes[-1] * weights[-1].T
         for weight, slope in zip(reversed(weights[1:-1]), reversed(slopes[:-1]), strict=True):
             gradient = torch.mm(gradient, weight.T) * slope
-        return scores, torch.mm(gradient, weights[0].T)
+        gradient = torch.mm(gradient, weights[0].T)
+        return scores, self._by_inputs(gradient, inputs) if self.columns else gradient
+
+    def _size(self, numbers: Sequence[int]) -> int:
+        return sum(self.columns[number].size for number in numbers)
+
+    def _parts(self, values: torch.Tensor) -> list[torch.Tensor]:
+        return list(values.split([part.size for part in self.columns], dim=1))
+
+    def _seen_and_told(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what tells nothing of the task [B, S], and what tells it [B, T]."""
+        parts = self._parts(inputs)
+        seen, told = ([parts[number] for number in which] for which in (self.seen, self.telling))
+        return torch.cat(seen, dim=1), torch.cat(told, dim=1)
+
+    def _with_products(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not self.columns:
+            return inputs
+        return torch.cat([inputs, task_products(*self._seen_and_told(inputs))], dim=1)
+
+    def _by_inputs(self, gradient: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the gradient by the inputs [B, X] from that by inputs and products: the chain rule."""
+        seen, told = self._seen_and_told(inputs)
+        size = inputs.shape[1]
+        by_product = gradient[:, size:].unflatten(1, (seen.shape[1], told.shape[1]))
+        parts = self._parts(gradient[:, :size])
+        for which, more in (
+            (self.seen, (by_product * told[:, None]).sum(2)),
+            (self.telling, (by_product * seen[:, :, None]).sum(1)),
+        ):
+            sizes = [self.columns[number].size for number in which]
+            for number, values in zip(which, more.split(sizes, dim=1), strict=True):
+                parts[number] = parts[number] + values
+        return torch.cat(parts, dim=1)
 
     def _hidden(
         self, inputs: torch.Tensor, masks: Masks
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Return scores [B] and each hidden layer's slope [B, H], dropout included."""
-        values, slopes = inputs, []
+        values, slopes = self._with_products(inputs), []
         weights, biases = list(self.weights), list(self.biases)
         for number, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
             before = torch.mm(values, weight) + bias
@@ -125,6 +179,7 @@ class Discriminator(nn.Module):
         airl: bool,
         gamma: float,
         latent_size: int = 0,
+        columns: Sequence[Columns] = (),
     ) -> None:
         super().__init__()
         self.state_size, self.action_size = state_size, action_size
@@ -136,7 +191,7 @@ class Discriminator(nn.Module):
         }[settings.inputs] + latent_size
         self.judged_size = judged
         self.input_size = 2 * state_size + action_size if airl else judged
-        self.score = ScoreNetwork(judged, settings)
+        self.score = ScoreNetwork(judged, settings, columns)
         self.potential = ScoreNetwork(state_size, settings) if airl else None
         self.num_masks = (3 if airl else 1) * settings.num_hidden_layers
 

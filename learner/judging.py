@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch.func import functional_call
@@ -15,7 +15,7 @@ from learner.augmentation import draw_shifts, shift_images
 from learner.compiling import compiled
 from learner.conditioning import Conditioning
 from learner.context_update import CONTEXT_METRICS, ContextBatch
-from learner.discriminator import Discriminator, Rows, spectrally_normalised
+from learner.discriminator import Columns, Discriminator, Rows, spectrally_normalised
 from learner.discriminator_update import (
     METRICS,
     STATES,
@@ -58,6 +58,8 @@ class Judge:
             for key in self._keys
             if key != "latent"
         )
+        columns = self._columns(spec, size + sac.absorbs)
+        multiplies = experiment.network.task_products and any(part.telling for part in columns)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(experiment.seed + 4)
             module = Discriminator(
@@ -67,6 +69,7 @@ class Judge:
                 airl=self._airl,
                 gamma=experiment.sac.gamma,
                 latent_size=self._latent_size,
+                columns=columns if multiplies else (),
             ).to(device)
             self._layout = FlatLayout(module)
             vectors = {
@@ -81,7 +84,7 @@ class Judge:
             self._layout,
             settings,
             experiment.imitation.reward.form,
-            self._sloped(spec, size + sac.absorbs).to(device),
+            sloped(columns).to(device),
             None if self._conditioning is None else self._conditioning.parts,
         )
         self._update: DiscriminatorUpdate = compiled(
@@ -250,19 +253,20 @@ class Judge:
             parts.append(observation["task_parameters"])
         return torch.cat(parts, dim=1)
 
-    def _sloped(self, spec: EnvironmentSpec, size: int) -> torch.Tensor:
-        """Return 1 for each input [X] by which the slope is penalised: all but what tells the task."""
-        observed = torch.ones(size)
+    def _columns(self, spec: EnvironmentSpec, size: int) -> list[Columns]:
+        """Return what the inputs [X] of `rows` are; an observation's features are `size`."""
+        told = 0
         if "task_parameters" in self._keys:
-            observed[size - spec.observation["task_parameters"].shape[0] :] = 0.0
-        parts = [observed]
+            told = spec.observation["task_parameters"].shape[0]
+        observed = [Columns(size - told), Columns(told, "task_parameters")]
+        columns = list(observed)
         inputs = self._settings.inputs
         if self._airl or inputs == "state_action":
-            parts.append(torch.ones(spec.action_size))
+            columns.append(Columns(spec.action_size))
         if self._airl or inputs == "state_next_state":
-            parts.append(observed)
-        parts.append(torch.zeros(self._latent_size))
-        return torch.cat(parts)
+            columns += observed
+        columns.append(Columns(self._latent_size, "latent"))
+        return [part for part in columns if part.size]
 
     def _draw_noise(self, rows: Rows, generator: torch.Generator) -> DiscriminatorNoise:
         settings, device = self._settings, self._device
@@ -278,6 +282,11 @@ class Judge:
             shape = (self._module.num_masks, 3 * num, settings.hidden_size)
             masks = draw_dropout(settings.dropout, shape, generator)
         return DiscriminatorNoise(uniform, mixture, inputs, masks)
+
+
+def sloped(columns: Sequence[Columns]) -> torch.Tensor:
+    """Return 1 for each input [X] by which the slope is penalised: all but what tells the task."""
+    return torch.cat([torch.full((part.size,), float(not part.telling)) for part in columns])
 
 
 _Reward = Callable[[torch.Tensor, dict[str, torch.Tensor], Rows], torch.Tensor]

@@ -14,6 +14,8 @@ ABSORBING = "absorbing"
 """Key of the entry [B, 1] that is 1 in an absorbing state, whose normalised state is then 0."""
 TORSO_PREFIX = "encoder.torso."
 """Names of the parameters that critics and policy share where both read pixels."""
+TELLING = ("task_parameters", "latent")
+"""Keys of what tells a network its task."""
 
 
 class PixelTorso(nn.Module):
@@ -77,6 +79,10 @@ class ObservationEncoder(nn.Module):
                 self.output_size += settings.encoder_features
             else:
                 self.output_size += shape[0]
+        told = sum(spec.observation[key].shape[0] for key in self.keys if key in TELLING)
+        self.multiplies = settings.task_products and told > 0
+        if self.multiplies:
+            self.output_size += (self.output_size - told) * told
         if "state" in self.keys:
             size = spec.observation["state"].shape[0]
             self.register_buffer("state_mean", torch.zeros(size))
@@ -103,7 +109,17 @@ class ObservationEncoder(nn.Module):
                 parts.append(state)
             else:
                 parts.append(observation[key])
+        if self.multiplies:
+            by_key = list(zip(self.keys, parts, strict=True))
+            told = [part for key, part in by_key if key in TELLING]
+            seen = [part for key, part in by_key if key not in TELLING]
+            parts.append(task_products(torch.cat(seen, dim=-1), torch.cat(told, dim=-1)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def task_products(seen: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+    """Return the products [B, X T] of each number of `seen` [B, X] with each of `told` [B, T], number by number."""
+    return (seen[..., :, None] * told[..., None, :]).flatten(-2)
 
 
 def initialise_orthogonally(module: nn.Module) -> None:

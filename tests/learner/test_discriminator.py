@@ -9,6 +9,7 @@ import torch
 
 from apprentice.config_imitation import DiscriminatorSettings
 from learner.discriminator import (
+    Columns,
     Discriminator,
     Rows,
     ScoreNetwork,
@@ -153,3 +154,37 @@ def test_spectral_norm_divides_by_the_largest_singular_value() -> None:
         torch.linalg.matrix_norm(found["weights.0"], 2), torch.tensor(1.0).double()
     )
     torch.testing.assert_close(found["biases.0"], parameters["biases.0"])
+
+
+STATE_TWICE = (Columns(3), Columns(2, "task_parameters"), Columns(3), Columns(2, "task_parameters"))
+"""Rows of states and next states, each with the two numbers that tell the task."""
+STATE_AND_LATENT = (Columns(3), Columns(1), Columns(4, "latent"))
+BOTH_KINDS = (Columns(3), Columns(2, "task_parameters"), Columns(1), Columns(2, "latent"))
+
+
+@pytest.mark.parametrize("columns", [STATE_TWICE, STATE_AND_LATENT, BOTH_KINDS])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_the_gradient_goes_through_products_with_the_task(
+    columns: tuple[Columns, ...], dropped: bool
+) -> None:
+    size = sum(part.size for part in columns)
+    network = ScoreNetwork(size, DiscriminatorSettings(hidden_size=7), columns).double()
+    inputs = torch.randn(11, size, dtype=torch.float64, requires_grad=True)
+    masks = [torch.randint(0, 2, (11, 7)).double() / 0.5 for _ in range(2)] if dropped else None
+    scores, gradient = network.with_gradient(inputs, masks)
+    (expected,) = torch.autograd.grad(network(inputs, masks).sum(), inputs)
+    torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(scores, network(inputs, masks))
+
+
+def test_the_first_layer_reads_each_number_times_each_that_tells_the_task() -> None:
+    settings = DiscriminatorSettings(hidden_size=8, activation="relu", num_hidden_layers=1)
+    network = ScoreNetwork(10, settings, STATE_TWICE).double()
+    assert network.weights[0].shape == (10 + 6 * 2, 8)
+    with torch.no_grad():
+        for tensor in (*network.weights, *network.biases):
+            tensor.zero_()
+        network.weights[0][10 + 4 * 2 + 1, 0] = 1.0  # the fifth number seen, times the second told
+        network.weights[1][0] = 1.0
+    inputs = torch.rand(5, 10, dtype=torch.float64)
+    torch.testing.assert_close(network(inputs), inputs[:, 6] * inputs[:, 4])

@@ -13,7 +13,9 @@ from apprentice.config import Experiment
 from apprentice.environments import experiment_specs
 from apprentice.types import Ending, EnvironmentSpec, Segment, Transition
 from learner.demonstrated import Demonstrated
+from learner.discriminator import Columns
 from learner.imitation import Imitation
+from learner.judging import sloped
 from learner.learning import Learning
 from replay.tasks import TaskRings
 
@@ -186,13 +188,32 @@ def test_mismatched_rows_are_the_experts_of_another_task() -> None:
 
 
 def test_the_slope_by_what_tells_the_task_is_not_penalised() -> None:
+    observed = [Columns(8), Columns(2, "task_parameters")]
     _, part = imitation(inputs="state_next_state")
     assert part._judge is not None
-    sloped = part._judge._sloped(specs()[0], 10)
-    assert sloped.tolist() == ([1.0] * 8 + [0.0] * 2) * 2
+    columns = part._judge._columns(specs()[0], 10)
+    assert columns == observed * 2
+    assert sloped(columns).tolist() == ([1.0] * 8 + [0.0] * 2) * 2
     _, part = imitation()
     assert part._judge is not None
-    assert part._judge._sloped(specs()[0], 10).tolist() == [1.0] * 8 + [0.0] * 2 + [1.0] * 2
+    columns = part._judge._columns(specs()[0], 10)
+    assert columns == [*observed, Columns(2)]
+    assert sloped(columns).tolist() == [1.0] * 8 + [0.0] * 2 + [1.0] * 2
+
+
+def test_networks_that_are_told_the_task_read_its_products_with_all_else() -> None:
+    network = {"hidden_size": 16, "task_products": True}
+    one = filled(network=network, imitation={"method": "dac"})
+    assert one.imitation is not None and one.imitation._judge is not None
+    assert one.sac.policy.encoder.output_size == 8 + 2 + 8 * 2
+    assert one.sac.critic.first_weight.shape[0] == 8 + 2 + 8 * 2 + 2
+    assert one.imitation._judge._module.score.weights[0].shape[0] == 8 + 2 + 2 + (8 + 2) * 2
+    before = one.sac.policy_tensors()
+    for _ in range(3):
+        one.update()
+    assert any(
+        not torch.equal(before[name], found) for name, found in one.sac.policy_tensors().items()
+    )
 
 
 def test_a_family_is_imitated() -> None:
