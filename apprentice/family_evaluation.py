@@ -136,17 +136,20 @@ def periodic_latent_metrics(
 def method_label(experiment: Experiment) -> str:
     """Return a name for how a run learned, for tables: method, how it knows its task, and what data it had."""
     imitation, context = experiment.imitation, experiment.context
+    told = "task_parameters" in experiment.reads.policy
+    parts: list[str] = ["sac" if imitation.method == "none" else imitation.method]
     if imitation.method == "none":
-        return "sac" + ("-told" if "task_parameters" in experiment.reads.policy else "")
-    parts: list[str] = [imitation.method]
-    if experiment.infers_task:
+        parts += ["told"] * told
+    elif experiment.infers_task:
         parts.append(context.encoder)
         if context.pretrain_updates:
             parts.append("pretrained")
         if not context.learned:
             parts.append("frozen")
     else:
-        parts.append("told" if "task_parameters" in experiment.reads.policy else "blind")
+        parts.append("told" if told else "blind")
+    if experiment.network.task_products and (told or experiment.infers_task):
+        parts.append("products")
     data = imitation.demonstrations
     if data.episodes is not None or data.subsampling > 1:
         parts.append(f"{data.episodes or 'all'}x{data.subsampling}")
