@@ -403,6 +403,24 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
+    def _imagines_tasks_it_can_judge(self) -> Experiment:
+        imitation = self.imitation
+        if imitation.imagined_share == 0.0:
+            return self
+        reads, telling = self.reads, ("task_parameters", "latent")
+        told = self.is_family and all(
+            any(key in read for key in telling) for read in (reads.policy, reads.discriminator)
+        )
+        if not told or not imitation.adversarial or imitation.reward.override is not None:
+            raise ValueError(
+                "imitation.imagined_share: expected 0 unless the reward is a discriminator's, and it and the policy "
+                f"read a family's 'task_parameters' or 'latent', found {imitation.imagined_share} with method "
+                f"{imitation.method!r}, reward override {imitation.reward.override!r} and reads {list(reads.policy)} "
+                f"and {list(reads.discriminator)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _infers_where_it_can(self) -> Experiment:
         if not self.infers_task:
             size = 0

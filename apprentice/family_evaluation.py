@@ -150,6 +150,8 @@ def method_label(experiment: Experiment) -> str:
         parts.append("told" if told else "blind")
     if experiment.network.task_products and (told or experiment.infers_task):
         parts.append("products")
+    if imitation.imagined_share:
+        parts.append("imagined")
     data = imitation.demonstrations
     if data.episodes is not None or data.subsampling > 1:
         parts.append(f"{data.episodes or 'all'}x{data.subsampling}")

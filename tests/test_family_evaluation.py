@@ -232,6 +232,7 @@ def test_the_plane_shows_what_varies() -> None:
         ({"reads": TOLD}, "dac-told"),
         ({"network": {"task_products": True}}, "dac-posterior-products"),
         ({"network": {"task_products": True}, "reads": BLIND}, "dac-blind"),
+        ({"imitation": {"method": "dac", "imagined_share": 0.5}}, "dac-posterior-imagined"),
         ({"network": {"task_products": True}, "reads": TOLD, "imitation": {"method": "none"}}, "sac-told-products"),
         ({"imitation": {"method": "bc", "demonstrations": {"episodes": 1, "subsampling": 20}}}, "bc-posterior-1x20"),
         ({"reads": {**TOLD, "discriminator": ["state"]}, "imitation": {"method": "none"}}, "sac-told"),

@@ -21,6 +21,7 @@ from replay.tasks import TaskRings
 
 CPU = torch.device("cpu")
 KEYS = ["state", "task_parameters"]
+BLIND_POLICY = {"policy": ["state"], "critic": KEYS, "discriminator": KEYS}
 LENGTH, TASKS = 10, 16
 
 
@@ -201,6 +202,33 @@ def test_the_slope_by_what_tells_the_task_is_not_penalised() -> None:
     assert sloped(columns).tolist() == [1.0] * 8 + [0.0] * 2 + [1.0] * 2
 
 
+def test_a_share_of_the_rows_is_told_a_task_between_two() -> None:
+    one = filled(imitation={"method": "dac", "imagined_share": 0.25})
+    part = one.imitation
+    assert part is not None
+    for _ in range(3):
+        batch = one.experience.sample(48, part._generator)
+        found, reward = part.relabel(batch)
+        own = batch.observation["task_parameters"]
+        told = found.observation["task_parameters"]
+        places = part._spread_places(48, 0.25)
+        assert len(places) == 12
+        left = torch.ones(48, dtype=torch.bool).index_fill(0, places, False)
+        torch.testing.assert_close(told[left], own[left])
+        changed = (told[places] != own[places]).any(1)
+        assert int(changed.sum()) >= 8  # the others met their own task
+        assert (told >= 0.0).all()
+        assert (told <= (TASKS - 1) / TASKS).all()
+        on_grid = (told[places] * TASKS).frac() == 0.0
+        assert not on_grid[changed].any()  # parameters of tasks are multiples of 1 / 16
+        assert found.next_observation["task_parameters"] is told
+        assert found.observation["state"] is batch.observation["state"]
+        torch.testing.assert_close(reward, part.reward_of(found))
+        differs = part.reward_of(found) != part.reward_of(batch)
+        assert not differs[left].any()
+        assert differs[places][changed].all()
+
+
 def test_networks_that_are_told_the_task_read_its_products_with_all_else() -> None:
     network = {"hidden_size": 16, "task_products": True}
     one = filled(network=network, imitation={"method": "dac"})
@@ -230,6 +258,10 @@ def test_a_family_is_imitated() -> None:
     [
         ({"imitation": {"method": "dac"}, "replay": {"tasks_per_batch": 3}}, "tasks_per_batch: expected null"),
         ({"imitation": {"method": "airl"}}, "expected another than 'airl'"),
+        ({"task": specs()[0].task_id, "imitation": {"method": "dac", "imagined_share": 0.5}}, "imagined_share"),
+        ({"imitation": {"method": "bc", "imagined_share": 0.5}}, "imagined_share"),
+        ({"imitation": {"method": "gail", "imagined_share": 0.5, "reward": {"override": "zero"}}}, "imagined"),
+        ({"reads": BLIND_POLICY, "imitation": {"method": "dac", "imagined_share": 0.5}}, "imagined_share"),
         ({"task": specs()[0].task_id, "imitation": {"discriminator": {"mismatched_share": 0.5}}}, "mismatched_share"),
     ],
 )  # fmt: skip
