@@ -92,6 +92,15 @@ CASES = {
     "sqil": single("sqil"),
     "bc": single("bc"),
     "told": family(TOLD),
+    "told-products": family(
+        TOLD, network={**SMALL, **STATES, "task_products": True}, imitation={"imagined_share": 0.5}
+    ),
+    "posterior-products": family(
+        LATENT,
+        context={"hidden_size": 16, "latent_size": 3},
+        network={**SMALL, **STATES, "task_products": True},
+        imitation={"imagined_share": 0.5},
+    ),
     "posterior": family(LATENT, context={"hidden_size": 16, "latent_size": 3}),
     "posterior-pretrained": family(
         LATENT, context={"hidden_size": 16, "latent_size": 3, "pretrain_updates": 3}
