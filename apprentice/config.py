@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from apprentice.config_base import Name, ObservationKey, Port, Settings
+from apprentice.config_base import TELLING, Name, ObservationKey, Port, Settings
 from apprentice.config_context import ContextSettings
 from apprentice.config_family import FamilySettings
 from apprentice.config_imitation import (
@@ -407,16 +407,28 @@ class Experiment(Settings):
         imitation = self.imitation
         if imitation.imagined_share == 0.0:
             return self
-        reads, telling = self.reads, ("task_parameters", "latent")
+        reads = self.reads
         told = self.is_family and all(
-            any(key in read for key in telling) for read in (reads.policy, reads.discriminator)
+            not set(TELLING).isdisjoint(read)
+            for read in (reads.policy, reads.critic, reads.discriminator)
         )
         if not told or not imitation.adversarial or imitation.reward.override is not None:
             raise ValueError(
-                "imitation.imagined_share: expected 0 unless the reward is a discriminator's, and it and the policy "
-                f"read a family's 'task_parameters' or 'latent', found {imitation.imagined_share} with method "
-                f"{imitation.method!r}, reward override {imitation.reward.override!r} and reads {list(reads.policy)} "
-                f"and {list(reads.discriminator)}"
+                "imitation.imagined_share: expected 0 unless the reward is a discriminator's, and it, policy and "
+                f"critics read a family's 'task_parameters' or 'latent', found {imitation.imagined_share} with method "
+                f"{imitation.method!r}, reward override {imitation.reward.override!r} and reads {list(reads.policy)}, "
+                f"{list(reads.critic)} and {list(reads.discriminator)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _multiplies_what_is_read(self) -> Experiment:
+        reads = self.reads
+        read = reads.policy + reads.critic + reads.discriminator * self.imitation.adversarial
+        if self.network.task_products and set(TELLING).isdisjoint(read):
+            raise ValueError(
+                "network.task_products: expected false where no network reads 'task_parameters' or 'latent', found "
+                f"true with {list(read)}"
             )
         return self
 

@@ -200,9 +200,9 @@ class ImitationSettings(Settings):
     demonstration_share: float = Field(0.0, ge=0, le=0.9)
     """Share of SAC's batch that is drawn from the demonstrations."""
     imagined_share: float = Field(0.0, ge=0, le=1)
-    """Share of SAC's rows that are told a task between two train tasks in place of their own: a mixture of
-    `task_parameters` or `latent`, for which the discriminator gives the reward. For tasks that lie far from those
-    trained on (as Lee & Chung 2021, arXiv 2105.13524, mix latents into imaginary tasks)."""
+    """Share of the policy's rows in SAC's batch that are told a task between their own and another row's: a mixture of
+    `task_parameters` or `latent`, for which the discriminator gives the reward (as Lee & Chung 2021, arXiv 2105.13524,
+    mix latents into imaginary tasks). Where the tasks' dynamics differ, what follows is still the own task's."""
     absorbing_states: bool = True
     """Where the task can terminate: go on in an absorbing state, which critics and discriminator can tell."""
     allow_termination_bias: bool = False

@@ -139,7 +139,8 @@ def method_label(experiment: Experiment) -> str:
     told = "task_parameters" in experiment.reads.policy
     parts: list[str] = ["sac" if imitation.method == "none" else imitation.method]
     if imitation.method == "none":
-        parts += ["told"] * told
+        if told:
+            parts.append("told")
     elif experiment.infers_task:
         parts.append(context.encoder)
         if context.pretrain_updates:
@@ -148,10 +149,10 @@ def method_label(experiment: Experiment) -> str:
             parts.append("frozen")
     else:
         parts.append("told" if told else "blind")
-    if experiment.network.task_products and (told or experiment.infers_task):
+    if experiment.network.task_products:
         parts.append("products")
     if imitation.imagined_share:
-        parts.append("imagined")
+        parts.append(f"imagined{imitation.imagined_share:g}")
     data = imitation.demonstrations
     if data.episodes is not None or data.subsampling > 1:
         parts.append(f"{data.episodes or 'all'}x{data.subsampling}")

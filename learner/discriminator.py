@@ -7,6 +7,7 @@ derivative through automatic differentiation, and compiles.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
@@ -63,7 +64,7 @@ class Columns(NamedTuple):
     """Some of a row's inputs, side by side."""
 
     size: int
-    telling: str = ""  # the key of what says which task it is, where that is what they are
+    telling: str | None = None  # the key of what says which task it is, where that is what they are
 
 
 class ScoreNetwork(nn.Module):
@@ -78,19 +79,20 @@ class ScoreNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.activation: Activation = settings.activation
-        self.columns = tuple(columns)
-        keys = [part.telling for part in self.columns]
-        self.telling = tuple(
+        assert not columns or sum(part.size for part in columns) == input_size
+        self._columns = tuple(columns)
+        keys = [part.telling for part in self._columns]
+        self._telling = tuple(
             number for number, key in enumerate(keys) if key and keys.index(key) == number
         )
-        self.seen = tuple(number for number, key in enumerate(keys) if not key)
-        products = self._size(self.seen) * self._size(self.telling)
+        self._seen = tuple(number for number, key in enumerate(keys) if not key)
+        products = self._size(self._seen) * self._size(self._telling)
         sizes = [input_size + products, *[settings.hidden_size] * settings.num_hidden_layers, 1]
         self.weights = nn.ParameterList(
-            nn.init.orthogonal_(torch.empty(columns, rows)).T.contiguous()
-            for rows, columns in zip(sizes[:-1], sizes[1:], strict=True)
+            nn.init.orthogonal_(torch.empty(after, before)).T.contiguous()
+            for before, after in zip(sizes[:-1], sizes[1:], strict=True)
         )  # each [in, out]
-        self.biases = nn.ParameterList(torch.zeros(columns) for columns in sizes[1:])
+        self.biases = nn.ParameterList(torch.zeros(size) for size in sizes[1:])
 
     def forward(self, inputs: torch.Tensor, masks: Masks = None) -> torch.Tensor:
         """Return scores [B]."""
@@ -113,22 +115,22 @@ class ScoreNetwork(nn.Module):
         for weight, slope in zip(reversed(weights[1:-1]), reversed(slopes[:-1]), strict=True):
             gradient = torch.mm(gradient, weight.T) * slope
         gradient = torch.mm(gradient, weights[0].T)
-        return scores, self._by_inputs(gradient, inputs) if self.columns else gradient
+        return scores, self._by_inputs(gradient, inputs) if self._columns else gradient
 
     def _size(self, numbers: Sequence[int]) -> int:
-        return sum(self.columns[number].size for number in numbers)
+        return sum(self._columns[number].size for number in numbers)
 
     def _parts(self, values: torch.Tensor) -> list[torch.Tensor]:
-        return list(values.split([part.size for part in self.columns], dim=1))
+        return list(values.split([part.size for part in self._columns], dim=1))
 
     def _seen_and_told(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what tells nothing of the task [B, S], and what tells it [B, T]."""
         parts = self._parts(inputs)
-        seen, told = ([parts[number] for number in which] for which in (self.seen, self.telling))
+        seen, told = ([parts[number] for number in which] for which in (self._seen, self._telling))
         return torch.cat(seen, dim=1), torch.cat(told, dim=1)
 
     def _with_products(self, inputs: torch.Tensor) -> torch.Tensor:
-        if not self.columns:
+        if not self._columns:
             return inputs
         return torch.cat([inputs, task_products(*self._seen_and_told(inputs))], dim=1)
 
@@ -139,10 +141,10 @@ class ScoreNetwork(nn.Module):
         by_product = gradient[:, size:].unflatten(1, (seen.shape[1], told.shape[1]))
         parts = self._parts(gradient[:, :size])
         for which, more in (
-            (self.seen, (by_product * told[:, None]).sum(2)),
-            (self.telling, (by_product * seen[:, :, None]).sum(1)),
+            (self._seen, (by_product * told[:, None]).sum(2)),
+            (self._telling, (by_product * seen[:, :, None]).sum(1)),
         ):
-            sizes = [self.columns[number].size for number in which]
+            sizes = [self._columns[number].size for number in which]
             for number, values in zip(which, more.split(sizes, dim=1), strict=True):
                 parts[number] = parts[number] + values
         return torch.cat(parts, dim=1)
@@ -191,8 +193,10 @@ class Discriminator(nn.Module):
         }[settings.inputs] + latent_size
         self.judged_size = judged
         self.input_size = 2 * state_size + action_size if airl else judged
-        self.score = ScoreNetwork(judged, settings, columns)
-        self.potential = ScoreNetwork(state_size, settings) if airl else None
+        self.score = ScoreNetwork(judged, settings, _first(columns, judged))
+        self.potential = None
+        if airl:
+            self.potential = ScoreNetwork(state_size, settings, _first(columns, state_size))
         self.num_masks = (3 if airl else 1) * settings.num_hidden_layers
 
     def forward(self, rows: Rows, masks: Masks = None) -> torch.Tensor:
@@ -232,6 +236,12 @@ class Discriminator(nn.Module):
             return None, None, None
         third = self.num_masks // 3
         return masks[:third], masks[third : 2 * third], masks[2 * third :]
+
+
+def _first(columns: Sequence[Columns], size: int) -> list[Columns]:
+    """Return those of a row's columns that make its first `size` inputs."""
+    ends = accumulate(part.size for part in columns)
+    return [part for part, end in zip(columns, ends, strict=True) if end <= size]
 
 
 def move_singular_vectors(

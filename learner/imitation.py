@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 
 from apprentice.config import Experiment
-from apprentice.networks.encoder import ABSORBING, TELLING
+from apprentice.config_base import TELLING
+from apprentice.networks.encoder import ABSORBING
 from apprentice.types import EnvironmentSpec, Metrics, Transition
 from learner.absorbing import absorbing_share, share_beside, with_absorbing_states
 from learner.conditioning import Conditioning, told_latent
@@ -59,7 +60,7 @@ class Imitation:
         self._generator = torch.Generator(device).manual_seed(experiment.seed + 3)
         self._num_summed = 0
         self._mean_square = torch.ones(1, device=device)
-        self._spread: dict[tuple[int, float], torch.Tensor] = {}  # by a batch's size and the share
+        self._recent: dict[int, torch.Tensor] = {}  # places in a batch, by its size
         self._collapse = CollapseAlarm(largest_reward(self._settings.reward))
         reward = self._settings.reward
         judges = self._settings.adversarial and reward.override != "recovered"
@@ -114,7 +115,7 @@ class Imitation:
 
     def relabel(self, batch: Transition) -> tuple[Transition, torch.Tensor]:
         """Return the batch that SAC learns on, and its reward [B] by the newest discriminator."""
-        batch = self._imagined(self._made_absorbing(batch))
+        batch = self._made_absorbing(self._imagined(batch))
         num_expert = round(self._settings.demonstration_share * len(batch.discount))
         if num_expert:
             expert = self._told(self._expert_batch(num_expert), self._generator)
@@ -239,32 +240,31 @@ class Imitation:
         recent = experience.sample(size, self._generator, newest=settings.replay_window)
         if settings.replay_window_share == 1.0:
             return recent
-        places = self._spread_places(size, settings.replay_window_share)
+        places = self._places_of_recent(size, settings.replay_window_share)
         any_age = experience.sample(size, self._generator)
         return _placed(any_age, _rows(recent, places), places)
 
-    def _spread_places(self, size: int, share: float) -> torch.Tensor:
-        """Return which rows are a share of a batch: spread over it, since rows may come task by task."""
-        if (size, share) not in self._spread:
+    def _places_of_recent(self, size: int, share: float) -> torch.Tensor:
+        """Return which rows of a batch are recent ones: spread over it, since rows may come task by task."""
+        if size not in self._recent:
             places = (torch.arange(size + 1) * share).floor().diff().nonzero().squeeze(1)
-            self._spread[size, share] = places.to(self._device)
-        return self._spread[size, share]
+            self._recent[size] = places.to(self._device)
+        return self._recent[size]
 
     def _imagined(self, batch: Transition) -> Transition:
-        """Return the batch with a share of its rows told a task between their own and another row's."""
+        """Return the batch with a share of its rows, chosen at random, told a task between theirs and another row's."""
         share = self._settings.imagined_share
         if share == 0.0:
             return batch
-        size = len(batch.discount)
-        places = self._spread_places(size, share)
-        others = torch.randint(size, (len(places),), generator=self._generator, device=self._device)
-        weight = torch.rand((len(places), 1), generator=self._generator, device=self._device)
+        size, device = len(batch.discount), self._device
+        others = torch.randint(size, (size,), generator=self._generator, device=device)
+        chosen, weight = torch.rand((2, size, 1), generator=self._generator, device=device)
+        weight = weight * (chosen < share)
         imagined = {}
         for key in TELLING:
             if key in batch.observation:
                 told = batch.observation[key]
-                mixed = torch.lerp(told[places], told[others], weight)
-                imagined[key] = told.index_copy(0, places, mixed)
+                imagined[key] = torch.lerp(told, told[others], weight)
         return batch._replace(
             observation={**batch.observation, **imagined},
             next_observation={**batch.next_observation, **imagined},

@@ -59,7 +59,8 @@ class Judge:
             if key != "latent"
         )
         columns = self._columns(spec, size + sac.absorbs)
-        multiplies = experiment.network.task_products and any(part.telling for part in columns)
+        kinds = {part.telling is None for part in columns}
+        multiplies = experiment.network.task_products and kinds == {False, True}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(experiment.seed + 4)
             module = Discriminator(
@@ -286,7 +287,7 @@ class Judge:
 
 def sloped(columns: Sequence[Columns]) -> torch.Tensor:
     """Return 1 for each input [X] by which the slope is penalised: all but what tells the task."""
-    return torch.cat([torch.full((part.size,), float(not part.telling)) for part in columns])
+    return torch.cat([torch.full((part.size,), float(part.telling is None)) for part in columns])
 
 
 _Reward = Callable[[torch.Tensor, dict[str, torch.Tensor], Rows], torch.Tensor]

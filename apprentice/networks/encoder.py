@@ -8,14 +8,13 @@ import torch
 from torch import nn
 
 from apprentice.config import NetworkSettings
+from apprentice.config_base import TELLING
 from apprentice.types import EnvironmentSpec
 
 ABSORBING = "absorbing"
 """Key of the entry [B, 1] that is 1 in an absorbing state, whose normalised state is then 0."""
 TORSO_PREFIX = "encoder.torso."
 """Names of the parameters that critics and policy share where both read pixels."""
-TELLING = ("task_parameters", "latent")
-"""Keys of what tells a network its task."""
 
 
 class PixelTorso(nn.Module):
@@ -80,7 +79,7 @@ class ObservationEncoder(nn.Module):
             else:
                 self.output_size += shape[0]
         told = sum(spec.observation[key].shape[0] for key in self.keys if key in TELLING)
-        self.multiplies = settings.task_products and told > 0
+        self.multiplies = settings.task_products and 0 < told < self.output_size
         if self.multiplies:
             self.output_size += (self.output_size - told) * told
         if "state" in self.keys:

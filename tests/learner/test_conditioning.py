@@ -297,6 +297,35 @@ def test_mismatched_rows_are_the_experts_of_another_task() -> None:
     assert (expert.observation["state"][:, 0] == slot).all()
 
 
+def test_latents_are_mixed_and_multiplied_and_all_goes_on_as_it_was() -> None:
+    context = {"pretrain_updates": 1, "learned": False}
+    changes: dict[str, Any] = {
+        "network": {"hidden_size": 16, "task_products": True},
+        "imitation": {"imagined_share": 0.5},
+    }
+    one, other = (filled(context, **changes) for _ in range(2))
+    assert (
+        one.sac.policy.encoder.output_size
+        == (1 + 8) * (1 + parts(one)[0]._settings.latent_size) - 1
+    )
+    conditioning, imitation = parts(one)
+    batch = conditioning.conditioned(one.experience.sample(48, one._generator), one._generator)
+    found, reward = imitation.relabel(batch)
+    own, told = batch.observation["latent"], found.observation["latent"]
+    imagined = (told != own).any(1)
+    assert 12 <= int(imagined.sum()) <= 36
+    torch.testing.assert_close(found.next_observation["latent"], told)
+    torch.testing.assert_close(reward, imitation.reward_of(found))
+    assert (imitation.reward_of(batch) != reward)[imagined].all()
+    for _ in range(3):
+        one.update()
+    other.load_state(one.state_tensors(), one.counters, one.normalised)
+    for learning in (one, other):
+        learning.update()
+    for name, tensor in one.state_tensors()["networks"].items():
+        assert torch.equal(tensor, other.state_tensors()["networks"][name]), name
+
+
 def test_all_rows_of_a_task_are_told_one_latent_in_an_update_of_the_discriminator() -> None:
     one = filled({"pretrain_updates": 1, "learned": False})
     expert, _, _ = parts(one)[1]._drawn_for_update(one.experience, 48)

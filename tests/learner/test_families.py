@@ -22,6 +22,12 @@ from replay.tasks import TaskRings
 CPU = torch.device("cpu")
 KEYS = ["state", "task_parameters"]
 BLIND_POLICY = {"policy": ["state"], "critic": KEYS, "discriminator": KEYS}
+BLIND_CRITIC = {"policy": KEYS, "critic": ["state"], "discriminator": KEYS}
+BLIND = {
+    "policy": ["state"],
+    "critic": ["state"],
+    "discriminator": KEYS,
+}  # nothing judges without imitation
 LENGTH, TASKS = 10, 16
 
 
@@ -202,46 +208,84 @@ def test_the_slope_by_what_tells_the_task_is_not_penalised() -> None:
     assert sloped(columns).tolist() == [1.0] * 8 + [0.0] * 2 + [1.0] * 2
 
 
-def test_a_share_of_the_rows_is_told_a_task_between_two() -> None:
-    one = filled(imitation={"method": "dac", "imagined_share": 0.25})
+@pytest.mark.parametrize("demonstrations", [0.0, 0.5])
+def test_a_share_of_the_rows_is_told_a_task_between_two(demonstrations: float) -> None:
+    settings = {"method": "dac", "imagined_share": 0.5, "demonstration_share": demonstrations}
+    one = filled(imitation=settings)
     part = one.imitation
     assert part is not None
-    for _ in range(3):
+    num_imagined = num_own = 0
+    for _ in range(10):
         batch = one.experience.sample(48, part._generator)
         found, reward = part.relabel(batch)
-        own = batch.observation["task_parameters"]
+        state = found.observation["state"]
+        of_policy = state[:, 1:].mean(1) < 1.5
+        assert int(of_policy.sum()) == 48 * (1.0 - demonstrations)
+        own = (state[:, :1] / TASKS).expand(-1, 2)
         told = found.observation["task_parameters"]
-        places = part._spread_places(48, 0.25)
-        assert len(places) == 12
-        left = torch.ones(48, dtype=torch.bool).index_fill(0, places, False)
-        torch.testing.assert_close(told[left], own[left])
-        changed = (told[places] != own[places]).any(1)
-        assert int(changed.sum()) >= 8  # the others met their own task
+        imagined = of_policy & (told != own).any(1)
+        num_imagined += int(imagined.sum())
+        num_own += int(of_policy.sum())
         assert (told >= 0.0).all()
         assert (told <= (TASKS - 1) / TASKS).all()
-        on_grid = (told[places] * TASKS).frac() == 0.0
-        assert not on_grid[changed].any()  # parameters of tasks are multiples of 1 / 16
-        assert found.next_observation["task_parameters"] is told
-        assert found.observation["state"] is batch.observation["state"]
+        assert ((told[imagined] * TASKS).frac() != 0.0).all()  # a task's are multiples of 1 / 16
+        torch.testing.assert_close(found.next_observation["task_parameters"], told)
         torch.testing.assert_close(reward, part.reward_of(found))
-        differs = part.reward_of(found) != part.reward_of(batch)
-        assert not differs[left].any()
-        assert differs[places][changed].all()
+        asked = found._replace(observation=found.observation | {"task_parameters": own})
+        assert (part.reward_of(asked) != reward)[imagined].all()
+    assert 0.35 < num_imagined / num_own < 0.55  # now and then a row meets one of its own task
 
 
 def test_networks_that_are_told_the_task_read_its_products_with_all_else() -> None:
     network = {"hidden_size": 16, "task_products": True}
     one = filled(network=network, imitation={"method": "dac"})
     assert one.imitation is not None and one.imitation._judge is not None
-    assert one.sac.policy.encoder.output_size == 8 + 2 + 8 * 2
-    assert one.sac.critic.first_weight.shape[0] == 8 + 2 + 8 * 2 + 2
-    assert one.imitation._judge._module.score.weights[0].shape[0] == 8 + 2 + 2 + (8 + 2) * 2
-    before = one.sac.policy_tensors()
+    judge = one.imitation._judge
+
+    def first_layers() -> list[torch.Tensor]:
+        """Return what products [H, P] are weighed by, of policy, critics and discriminator."""
+        parts = one.sac._parts
+        policy = parts.policy_layout.unflatten(one.sac.state.policy.parameters)
+        critic = parts.critic_layout.unflatten(one.sac.state.critic.parameters)
+        score = judge._layout.unflatten(judge._state.adam.parameters)
+        weights = (
+            policy["trunk.0.weight"],
+            critic["first_weight"].T,
+            score["score.weights.0"].T,
+        )
+        places = (slice(10, 26), slice(10, 26), slice(12, 32))  # told and seen come first
+        widths = (26, 28, 32)  # the critics' last inputs are the action
+        assert [weight.shape[1] for weight in weights] == list(widths)
+        return [weight[:, place].clone() for weight, place in zip(weights, places, strict=True)]
+
+    before = first_layers()
     for _ in range(3):
         one.update()
-    assert any(
-        not torch.equal(before[name], found) for name, found in one.sac.policy_tensors().items()
+    for first, now in zip(before, first_layers(), strict=True):
+        assert (first != now).any(0).all()
+    assert one.metrics()["learner/rejected_updates"] == 0.0
+
+
+@pytest.mark.parametrize("inputs", ["state_action", "state"])
+def test_airls_parts_of_a_families_task_read_products_too(inputs: str) -> None:
+    """Of one task, since AIRL's reward is of one: g of (s, a) or (s), Phi of (s)."""
+    changes = {
+        "task": specs()[0].task_id,
+        "network": {"hidden_size": 16, "task_products": True},
+        "imitation": {"method": "airl", "discriminator": {"inputs": inputs, "hidden_size": 8}},
+    }
+    spec = specs()[0]
+    one = Learning(
+        experiment(**changes), [spec], CPU, demonstrated=Demonstrated(Rows(), None, None)
     )
+    assert one.imitation is not None and one.imitation._judge is not None
+    module = one.imitation._judge._module
+    assert module.potential is not None
+    judged = 8 + 2 * (inputs == "state_action")
+    assert module.score.weights[0].shape[0] == judged + 2 + judged * 2
+    assert module.potential.weights[0].shape[0] == 10 + 8 * 2
+    reward = one.imitation.reward_of(Rows().transitions(torch.arange(16)))
+    assert torch.isfinite(reward).all()
 
 
 def test_a_family_is_imitated() -> None:
@@ -262,6 +306,8 @@ def test_a_family_is_imitated() -> None:
         ({"imitation": {"method": "bc", "imagined_share": 0.5}}, "imagined_share"),
         ({"imitation": {"method": "gail", "imagined_share": 0.5, "reward": {"override": "zero"}}}, "imagined"),
         ({"reads": BLIND_POLICY, "imitation": {"method": "dac", "imagined_share": 0.5}}, "imagined_share"),
+        ({"reads": BLIND_CRITIC, "imitation": {"method": "dac", "imagined_share": 0.5}}, "imagined_share"),
+        ({"reads": BLIND, "network": {"task_products": True}}, "task_products: expected false"),
         ({"task": specs()[0].task_id, "imitation": {"discriminator": {"mismatched_share": 0.5}}}, "mismatched_share"),
     ],
 )  # fmt: skip

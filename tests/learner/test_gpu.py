@@ -281,7 +281,9 @@ def test_a_run_on_a_gpu_goes_on_as_if_it_had_not_stopped(name: str, recorded: Pa
     assert_same_state(resumed, whole)
 
 
-@pytest.mark.parametrize("name", ["sac", "dac", "dac-extras", "airl", "posterior", "bc"])
+@pytest.mark.parametrize(
+    "name", ["sac", "dac", "dac-extras", "airl", "posterior", "posterior-products", "bc"]
+)
 def test_an_update_does_not_wait_for_the_gpu(name: str, recorded: Path) -> None:
     learning = begin(name, recorded, GPU)
     learn(learning, 2)
@@ -294,7 +296,9 @@ def test_an_update_does_not_wait_for_the_gpu(name: str, recorded: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["sac", "dac", "airl", "posterior", "meta-cloning", "sac-pixels"])
+@pytest.mark.parametrize(
+    "name", ["sac", "dac", "airl", "posterior", "told-products", "meta-cloning", "sac-pixels"]
+)
 def test_compiled_updates_learn_what_plain_ones_do(
     name: str, recorded: Path, in_float32: None
 ) -> None:

@@ -51,8 +51,9 @@ def test_each_number_of_the_state_comes_times_each_that_tells_the_task(
     assert encoder.output_size == found.shape[1]
 
 
-def test_nothing_is_multiplied_where_nothing_tells_the_task() -> None:
+@pytest.mark.parametrize("key", ["state", "task_parameters"])
+def test_nothing_is_multiplied_where_one_of_the_two_is_not_read(key: str) -> None:
     seen = observation()
-    encoder = ObservationEncoder(SPEC, ("state",), PRODUCTS)
-    torch.testing.assert_close(encoder(seen), seen["state"])
-    assert encoder.output_size == 3
+    encoder = ObservationEncoder(SPEC, (key,), PRODUCTS)
+    torch.testing.assert_close(encoder(seen), seen[key])
+    assert encoder.output_size == seen[key].shape[1]
