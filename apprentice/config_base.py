@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 ObservationKey = Literal["state", "pixels", "task_parameters", "latent"]
-TELLING: Final = ("task_parameters", "latent")
+TELLING: Final[tuple[str, ...]] = ("task_parameters", "latent")
 """Observations that tell a network its task."""
 Port = Annotated[int, Field(ge=0, le=65535)]
 
