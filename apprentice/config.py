@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from apprentice.config_base import TELLING, Name, ObservationKey, Port, Settings
+from apprentice.config_base import Name, ObservationKey, Port, Settings, tells_task
 from apprentice.config_context import ContextSettings
 from apprentice.config_family import FamilySettings
 from apprentice.config_imitation import (
@@ -393,8 +393,7 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _mismatches_tasks_it_can_tell(self) -> Experiment:
-        reads = self.reads.discriminator
-        told = self.is_family and ("task_parameters" in reads or "latent" in reads)
+        told = self.is_family and tells_task(self.reads.discriminator)
         if self.imitation.discriminator.mismatched_share and not told:
             raise ValueError(
                 "imitation.discriminator.mismatched_share: expected 0 unless a family's discriminator reads "
@@ -409,8 +408,7 @@ class Experiment(Settings):
             return self
         reads = self.reads
         told = self.is_family and all(
-            not set(TELLING).isdisjoint(read)
-            for read in (reads.policy, reads.critic, reads.discriminator)
+            tells_task(read) for read in (reads.policy, reads.critic, reads.discriminator)
         )
         if not told or not imitation.adversarial or imitation.reward.override is not None:
             raise ValueError(
@@ -423,9 +421,10 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _multiplies_what_is_read(self) -> Experiment:
-        reads = self.reads
-        read = reads.policy + reads.critic + reads.discriminator * self.imitation.adversarial
-        if self.network.task_products and set(TELLING).isdisjoint(read):
+        read = self.reads.policy + self.reads.critic
+        if self.imitation.adversarial:
+            read += self.reads.discriminator
+        if self.network.task_products and not tells_task(read):
             raise ValueError(
                 "network.task_products: expected false where no network reads 'task_parameters' or 'latent', found "
                 f"true with {list(read)}"

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 ObservationKey = Literal["state", "pixels", "task_parameters", "latent"]
+Port = Annotated[int, Field(ge=0, le=65535)]
 TELLING: Final[tuple[str, ...]] = ("task_parameters", "latent")
 """Observations that tell a network its task."""
-Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def tells_task(keys: Iterable[str]) -> bool:
+    """Return whether any of the observations tells a network its task."""
+    return any(key in TELLING for key in keys)
 
 
 class Settings(BaseModel):

@@ -136,19 +136,17 @@ def periodic_latent_metrics(
 def method_label(experiment: Experiment) -> str:
     """Return a name for how a run learned, for tables: method, how it knows its task, and what data it had."""
     imitation, context = experiment.imitation, experiment.context
-    told = "task_parameters" in experiment.reads.policy
     parts: list[str] = ["sac" if imitation.method == "none" else imitation.method]
-    if imitation.method == "none":
-        if told:
-            parts.append("told")
-    elif experiment.infers_task:
+    if experiment.infers_task:
         parts.append(context.encoder)
         if context.pretrain_updates:
             parts.append("pretrained")
         if not context.learned:
             parts.append("frozen")
-    else:
-        parts.append("told" if told else "blind")
+    elif "task_parameters" in experiment.reads.policy:
+        parts.append("told")
+    elif imitation.method != "none":
+        parts.append("blind")
     if experiment.network.task_products:
         parts.append("products")
     if imitation.imagined_share:
