@@ -59,7 +59,7 @@ class ContextParts(NamedTuple):
         parameters = self.layout.unflatten(vector)
         belief: Belief
         belief, statistics, _ = functional_call(self.encoder, parameters, (batch.shown, True))
-        latent = belief.sample(batch.noise)[batch.task]
+        latent = rows_of(belief.sample(batch.noise), batch.task)
         loss = torch.zeros((), device=vector.device)
         divergence, information = loss, loss
         if self.settings.encoder == "posterior":
@@ -89,6 +89,15 @@ class ContextParts(NamedTuple):
             for running, found in zip(state[1:], statistics, strict=True):
                 running.lerp_(torch.where(accept, found, running), MOMENTUM)
         return norm
+
+
+def rows_of(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return `values[index]` [B, Z] for values [K, Z], whose gradient adds up in one order.
+
+    That of indexing, compiled for a GPU, adds in the order in which its threads come by.
+    """
+    is_chosen = index[:, None] == torch.arange(len(values), device=index.device)  # [B, K]
+    return torch.where(is_chosen[..., None], values, 0.0).sum(1)
 
 
 def information_bound(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
