@@ -114,7 +114,7 @@ CASES = {
 COMPILED = ["sac", "dac", "airl", "posterior", "told-products", "meta-cloning", "sac-pixels"]
 """Those that are compiled as well, which takes long: one of each update."""
 ADD_UP_IN_ANY_ORDER = ["meta-cloning", "sac-pixels"]
-"""Those of them that do not go on bit for bit: some kernel of theirs adds up as its threads come by; which was not found."""
+"""Those of them that, compiled, do not go on bit for bit; why was not found."""
 
 
 @pytest.fixture(scope="module")
