@@ -151,6 +151,8 @@ def method_label(experiment: Experiment) -> str:
         parts.append("products")
     if imitation.imagined_share:
         parts.append(f"imagined{imitation.imagined_share:g}")
+    if imitation.discriminator.weight_decay or experiment.sac.policy_weight_decay:
+        parts.append("decay")
     data = imitation.demonstrations
     if data.episodes is not None or data.subsampling > 1:
         parts.append(f"{data.episodes or 'all'}x{data.subsampling}")

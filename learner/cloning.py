@@ -61,7 +61,7 @@ def make_cloning_update(
 
     With `context` the encoder learns what lets the policy predict the action (meta-BC).
     """
-    adam = AdamSettings(settings.learning_rate, (0.9, 0.999))
+    adam = AdamSettings(settings.learning_rate, (0.9, 0.999), weight_decay=settings.weight_decay)
 
     def objective(
         vector: torch.Tensor,
@@ -105,10 +105,6 @@ def make_cloning_update(
         gradient, norm = clip_by_norm(gradient, max_gradient_norm)
         accept = torch.isfinite(loss) & torch.isfinite(norm)
         adam_step(state, gradient, adam, rate_factor, accept)
-        if settings.weight_decay > 0.0:
-            state.parameters.mul_(
-                1.0 - accept * rate_factor * settings.learning_rate * settings.weight_decay
-            )
         values = [loss, error, norm, (~accept).float()]
         if context_state is not None:
             assert context is not None

@@ -109,7 +109,9 @@ def make_discriminator_update(
     `sloped` [X] is 1 for the inputs by which the slope is penalised; None means all. With `context` the encoder is
     trained too, by the cross-entropy; the penalty takes `latent` for a constant (SMILe).
     """
-    adam = AdamSettings(settings.learning_rate, settings.adam_betas)
+    adam = AdamSettings(
+        settings.learning_rate, settings.adam_betas, weight_decay=settings.weight_decay
+    )
     sloping = _WithGradient(discriminator)
 
     def scored(parameters: dict[str, torch.Tensor], rows: Rows, masks: Masks) -> torch.Tensor:
@@ -212,9 +214,6 @@ def make_discriminator_update(
             measured = measured._replace(penalty=penalised.penalty)
         accept = torch.isfinite(loss) & torch.isfinite(norm)
         adam_step(state.adam, gradient, adam, rate_factor, accept)
-        if settings.weight_decay > 0.0:
-            kept = 1.0 - accept * rate_factor * settings.learning_rate * settings.weight_decay
-            state.adam.parameters.mul_(kept)
         values = [loss, measured.cross_entropy, measured.penalty, norm, (~accept).float()]
         if context_state is not None:
             assert context is not None

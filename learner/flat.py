@@ -55,11 +55,12 @@ def adam_state(parameters: torch.Tensor) -> AdamState:
 
 
 class AdamSettings(NamedTuple):
-    """Step size and decay rates."""
+    """Step size, decay rates, and how much of the parameters goes with a step of size 1, apart from the gradient."""
 
     learning_rate: float
     betas: tuple[float, float]
     epsilon: float = 1e-8
+    weight_decay: float = 0.0
 
 
 def adam_step(
@@ -71,7 +72,7 @@ def adam_step(
 ) -> None:
     """Make one step (Kingma & Ba 2015, algorithm 1) where `accept` [] is true, else change nothing.
 
-    `rate_factor` [] scales the step size without a new compilation.
+    Weights decay decoupled from the gradient (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2). `rate_factor` [] scales the step size without a new compilation.
     """
     first_rate, second_rate = settings.betas
     state.num_steps.add_(accept.float())
@@ -91,6 +92,9 @@ def adam_step(
     state.second_moment.lerp_(gradient.square(), second_weight)
     scale = state.second_moment.sqrt() * correction + settings.epsilon
     state.parameters.sub_(size * state.first_moment / scale)
+    if settings.weight_decay > 0.0:
+        decayed = accept * rate_factor * settings.learning_rate * settings.weight_decay
+        state.parameters.mul_(1.0 - decayed)
 
 
 def clip_by_norm(

@@ -203,7 +203,11 @@ class _Forward:
         self._parts, self._settings = parts, settings
         self._target_entropy = target_entropy
         self._critic_adam = AdamSettings(settings.critic_learning_rate, settings.adam_betas)
-        self._policy_adam = AdamSettings(settings.policy_learning_rate, settings.adam_betas)
+        self._policy_adam = AdamSettings(
+            settings.policy_learning_rate,
+            settings.adam_betas,
+            weight_decay=settings.policy_weight_decay,
+        )
         self._temperature_adam = AdamSettings(
             settings.temperature_learning_rate, settings.adam_betas
         )
