@@ -130,7 +130,7 @@ class SACSettings(Settings):
     """Adam's step size for the policy."""
     policy_weight_decay: float = Field(0.0, ge=0)
     """Share of the policy's parameters that goes with each step of size 1, decoupled from the gradient (AdamW:
-    Loshchilov & Hutter 2019, arXiv 1711.05101). It keeps a policy that is told its task from learning tasks by heart."""
+    Loshchilov & Hutter 2019, arXiv 1711.05101). It keeps a policy from learning its train tasks by heart."""
     temperature_learning_rate: float = Field(1e-3, gt=0, le=1)
     """Adam's step size for the log temperature."""
     adam_betas: tuple[float, float] = (0.9, 0.999)

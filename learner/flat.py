@@ -72,7 +72,8 @@ def adam_step(
 ) -> None:
     """Make one step (Kingma & Ba 2015, algorithm 1) where `accept` [] is true, else change nothing.
 
-    Weights decay decoupled from the gradient (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2). `rate_factor` [] scales the step size without a new compilation.
+    Weights decay decoupled from the gradient (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2).
+    `rate_factor` [] scales the step size without a new compilation.
     """
     first_rate, second_rate = settings.betas
     state.num_steps.add_(accept.float())
