@@ -78,6 +78,17 @@ def test_two_steps_of_adam_are_what_the_paper_says() -> None:
     assert state.num_steps.item() == 2
 
 
+def test_weights_decay_by_a_share_of_the_step_size_and_not_where_a_step_is_refused() -> None:
+    settings = SETTINGS._replace(weight_decay=2.0)
+    state = adam_state(torch.tensor([1.0, -2.0]))
+    adam_step(state, torch.tensor([0.5, -4.0]), settings, torch.tensor(0.5), YES)
+    # Half a step of 0.1 each, then 0.5 * 0.1 * 2 of what that leaves.
+    torch.testing.assert_close(state.parameters, torch.tensor([0.95 * 0.9, -1.95 * 0.9]))
+    before = state.parameters.clone()
+    adam_step(state, torch.tensor([0.5, -4.0]), settings, ONE, NO)
+    assert torch.equal(state.parameters, before)
+
+
 def test_a_smaller_rate_factor_makes_the_step_smaller_and_nothing_else() -> None:
     state = adam_state(torch.tensor([1.0, -2.0]))
     adam_step(state, torch.tensor([0.5, -4.0]), SETTINGS, torch.tensor(0.5), YES)

@@ -267,6 +267,19 @@ def test_periods_leave_policy_and_target_alone_in_between() -> None:
     assert changes == [False, True, False, False, True]
 
 
+def test_the_policys_weights_decay_and_no_others() -> None:
+    plain, decayed = (
+        SAC(make_experiment(sac={"policy_weight_decay": decay}), make_spec(), CPU, seed=7)
+        for decay in (0.0, 100.0)
+    )
+    for sac in (plain, decayed):
+        sac.update(make_batch(0), torch.ones(64))
+    found, expected = decayed.state, plain.state
+    torch.testing.assert_close(found.policy.parameters, 0.9 * expected.policy.parameters)
+    assert torch.equal(found.critic.parameters, expected.critic.parameters)
+    assert torch.equal(found.log_temperature.parameters, expected.log_temperature.parameters)
+
+
 def test_preparing_changes_nothing() -> None:
     sac = SAC(make_experiment(), make_spec(), CPU, seed=7)
     before = sac.state_tensors()
