@@ -233,7 +233,7 @@ def test_the_plane_shows_what_varies() -> None:
         ({"network": {"task_products": True}}, "dac-posterior-products"),
         ({"imitation": {"method": "dac", "imagined_share": 0.5}}, "dac-posterior-imagined0.5"),
         ({"network": {"task_products": True}, "reads": TOLD, "imitation": {"method": "none"}}, "sac-told-products"),
-        ({"sac": {"policy_weight_decay": 1.0}}, "dac-posterior-decay"),
+        ({"sac": {"gamma": 0.98, "batch_size": 32, "policy_weight_decay": 1.0}}, "dac-posterior-decay"),
         ({"imitation": {"method": "dac", "discriminator": {"weight_decay": 1.0}}}, "dac-posterior-decay"),
         ({"imitation": {"method": "bc", "demonstrations": {"episodes": 1, "subsampling": 20}}}, "bc-posterior-1x20"),
         ({"reads": {**TOLD, "discriminator": ["state"]}, "imitation": {"method": "none"}}, "sac-told"),
