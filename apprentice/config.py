@@ -129,8 +129,8 @@ class SACSettings(Settings):
     policy_learning_rate: float = Field(1e-3, gt=0, le=1)
     """Adam's step size for the policy."""
     policy_weight_decay: float = Field(0.0, ge=0)
-    """Share of the policy's parameters that goes with each step of size 1, decoupled from the gradient (AdamW:
-    Loshchilov & Hutter 2019, arXiv 1711.05101). It keeps a policy from learning its train tasks by heart."""
+    """Decoupled decay of all the policy's weights, per unit of step size (Loshchilov & Hutter 2019, arXiv
+    1711.05101); a policy of many tasks may need it to do what lies between them."""
     temperature_learning_rate: float = Field(1e-3, gt=0, le=1)
     """Adam's step size for the log temperature."""
     adam_betas: tuple[float, float] = (0.9, 0.999)
@@ -164,7 +164,12 @@ class SACSettings(Settings):
     """Rate at which the slow copy follows the policy."""
 
     @model_validator(mode="after")
-    def _one_slow_copy(self) -> SACSettings:
+    def _settings_fit(self) -> SACSettings:
+        if self.policy_learning_rate * self.policy_weight_decay >= 1.0:
+            raise ValueError(
+                f"sac.policy_weight_decay: expected less than 1 / sac.policy_learning_rate "
+                f"({1.0 / self.policy_learning_rate:g}), or a step leaves nothing; found {self.policy_weight_decay:g}"
+            )
         if self.policy_average_tau is not None and self.trust_region != "none":
             raise ValueError(
                 "sac.policy_average_tau: expected null with a trust region, which keeps a slow copy of its own; "

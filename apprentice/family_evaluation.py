@@ -151,8 +151,12 @@ def method_label(experiment: Experiment) -> str:
         parts.append("products")
     if imitation.imagined_share:
         parts.append(f"imagined{imitation.imagined_share:g}")
-    if imitation.discriminator.weight_decay or experiment.sac.policy_weight_decay:
-        parts.append("decay")
+    decays = (
+        imitation.discriminator.weight_decay if imitation.adversarial else 0.0,
+        experiment.sac.policy_weight_decay if imitation.method != "bc" else 0.0,
+    )
+    if any(decays):
+        parts.append("decay{:g}+{:g}".format(*decays))
     data = imitation.demonstrations
     if data.episodes is not None or data.subsampling > 1:
         parts.append(f"{data.episodes or 'all'}x{data.subsampling}")

@@ -96,6 +96,11 @@ def rows_of(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
     That of indexing, compiled for a GPU, adds in the order in which its threads come by.
     """
+    return values[index] if index.device.type == "cpu" else rows_summed(values, index)
+
+
+def rows_summed(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return the same as sums over all K, of which all terms but one are 0."""
     is_chosen = index[:, None] == torch.arange(len(values), device=index.device)  # [B, K]
     return torch.where(is_chosen[..., None], values, 0.0).sum(1)
 

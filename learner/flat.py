@@ -55,7 +55,7 @@ def adam_state(parameters: torch.Tensor) -> AdamState:
 
 
 class AdamSettings(NamedTuple):
-    """Step size, decay rates, and how much of the parameters goes with a step of size 1, apart from the gradient."""
+    """Step size, decay rates of the moments, and decoupled weight decay per unit of step size."""
 
     learning_rate: float
     betas: tuple[float, float]
@@ -72,8 +72,9 @@ def adam_step(
 ) -> None:
     """Make one step (Kingma & Ba 2015, algorithm 1) where `accept` [] is true, else change nothing.
 
-    Weights decay decoupled from the gradient (Loshchilov & Hutter 2019, arXiv 1711.05101, algorithm 2).
-    `rate_factor` [] scales the step size without a new compilation.
+    Weights decay decoupled from the gradient (Loshchilov & Hutter 2019, arXiv 1711.05101), after the step and by
+    `weight_decay` times the step size, as in torch's AdamW. `rate_factor` [] scales the step size without a new
+    compilation.
     """
     first_rate, second_rate = settings.betas
     state.num_steps.add_(accept.float())

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from apprentice.config import Experiment, ReadsSettings, ReplaySettings, Settings
+from apprentice.config import Experiment, ReadsSettings, ReplaySettings, SACSettings, Settings
 
 
 def _sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -82,6 +82,12 @@ def test_observation_keys_are_those_that_anyone_reads(
 def test_replay_that_could_never_work_is_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ReplaySettings.model_validate(settings)
+
+
+def test_a_decay_that_leaves_nothing_of_the_policy_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"policy_weight_decay: expected less than .*1000"):
+        SACSettings(policy_learning_rate=1e-3, policy_weight_decay=1000.0)
+    SACSettings(policy_learning_rate=1e-3, policy_weight_decay=999.0)
 
 
 def test_contiguous_pieces_may_be_as_long_as_a_segment() -> None:

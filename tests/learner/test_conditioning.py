@@ -13,7 +13,7 @@ from apprentice.demonstrations.context import NONE_SHOWN, TrainContext
 from apprentice.environments import experiment_specs
 from apprentice.types import Ending, EnvironmentSpec, Segment, Transition
 from learner.conditioning import Conditioning, told_latent
-from learner.context_update import information_bound, rows_of
+from learner.context_update import information_bound, rows_summed
 from learner.demonstrated import Demonstrated, tasks_of_rows
 from learner.imitation import Imitation
 from learner.learning import Learning
@@ -271,9 +271,9 @@ def test_the_information_is_bounded_by_the_number_of_tasks_and_0_where_nothing_i
 def test_rows_of_a_table_and_their_gradient_are_those_of_indexing() -> None:
     table = torch.randn(5, 3, requires_grad=True)
     index, weight = torch.tensor([4, 0, 0, 2, 4, 4]), torch.randn(6, 3)
-    (found,) = torch.autograd.grad((rows_of(table, index) * weight).sum(), table)
+    (found,) = torch.autograd.grad((rows_summed(table, index) * weight).sum(), table)
     (expected,) = torch.autograd.grad((table[index] * weight).sum(), table)
-    assert torch.equal(rows_of(table, index), table[index])
+    assert torch.equal(rows_summed(table, index), table[index])
     torch.testing.assert_close(found, expected)
 
 
