@@ -10,7 +10,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from apprentice.config_base import Name, ObservationKey, Port, Settings, tells_task
+from apprentice.config_base import (
+    Name,
+    ObservationKey,
+    Port,
+    Settings,
+    require_moderate_decay,
+    tells_task,
+)
 from apprentice.config_context import ContextSettings
 from apprentice.config_family import FamilySettings
 from apprentice.config_imitation import (
@@ -165,11 +172,9 @@ class SACSettings(Settings):
 
     @model_validator(mode="after")
     def _settings_fit(self) -> SACSettings:
-        if self.policy_learning_rate * self.policy_weight_decay >= 1.0:
-            raise ValueError(
-                f"sac.policy_weight_decay: expected less than 1 / sac.policy_learning_rate "
-                f"({1.0 / self.policy_learning_rate:g}), or a step leaves nothing; found {self.policy_weight_decay:g}"
-            )
+        require_moderate_decay(
+            "sac", "policy_", self.policy_learning_rate, self.policy_weight_decay
+        )
         if self.policy_average_tau is not None and self.trust_region != "none":
             raise ValueError(
                 "sac.policy_average_tau: expected null with a trust region, which keeps a slow copy of its own; "

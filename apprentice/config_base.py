@@ -19,6 +19,15 @@ def tells_task(keys: Iterable[str]) -> bool:
     return any(key in TELLING for key in keys)
 
 
+def require_moderate_decay(section: str, prefix: str, rate: float, decay: float) -> None:
+    """Raise ValueError where a step of size `rate` would take all of the weights, or turn their signs."""
+    if rate * decay >= 1.0:
+        raise ValueError(
+            f"{section}.{prefix}weight_decay: expected less than 1 / {section}.{prefix}learning_rate ({1.0 / rate:g}), "
+            f"or a step leaves nothing of the weights; found {decay:g}"
+        )
+
+
 class Settings(BaseModel):
     """Base of all settings: immutable, no unknown keys, docstrings as descriptions."""
 

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
-from apprentice.config_base import Settings
+from apprentice.config_base import Settings, require_moderate_decay
 
 Method = Literal["none", "gail", "dac", "fairl", "airl", "sqil", "bc"]
 RewardForm = Literal["logit", "log_d", "minus_log_one_minus_d", "fairl"]
@@ -134,6 +134,12 @@ class DiscriminatorSettings(Settings):
                     object.__setattr__(self, key, value)
         return self
 
+    @model_validator(mode="after")
+    def _decays_moderately(self) -> DiscriminatorSettings:
+        section = "imitation.discriminator"
+        require_moderate_decay(section, "", self.learning_rate, self.weight_decay)
+        return self
+
 
 class RewardSettings(Settings):
     """From a logit h, with D = sigmoid(h), to the reward that SAC learns on."""
@@ -186,6 +192,11 @@ class CloningSettings(Settings):
     """Decoupled decay of all weights, per unit of step size."""
     noise: float = Field(0.0, ge=0)
     """Standard deviation of Gaussian noise on the normalised state, in training."""
+
+    @model_validator(mode="after")
+    def _decays_moderately(self) -> CloningSettings:
+        require_moderate_decay("imitation.cloning", "", self.learning_rate, self.weight_decay)
+        return self
 
 
 class ImitationSettings(Settings):

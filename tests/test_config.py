@@ -5,7 +5,15 @@ from collections.abc import Iterator
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from apprentice.config import Experiment, ReadsSettings, ReplaySettings, SACSettings, Settings
+from apprentice.config import (
+    CloningSettings,
+    DiscriminatorSettings,
+    Experiment,
+    ReadsSettings,
+    ReplaySettings,
+    SACSettings,
+    Settings,
+)
 
 
 def _sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -84,10 +92,22 @@ def test_replay_that_could_never_work_is_refused(settings: dict[str, object], me
         ReplaySettings.model_validate(settings)
 
 
-def test_a_decay_that_leaves_nothing_of_the_policy_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"policy_weight_decay: expected less than .*1000"):
-        SACSettings(policy_learning_rate=1e-3, policy_weight_decay=1000.0)
-    SACSettings(policy_learning_rate=1e-3, policy_weight_decay=999.0)
+@pytest.mark.parametrize(
+    ("settings", "section", "prefix"),
+    [
+        (SACSettings, "sac", "policy_"),
+        (DiscriminatorSettings, "imitation.discriminator", ""),
+        (CloningSettings, "imitation.cloning", ""),
+    ],
+)
+def test_a_decay_that_leaves_nothing_of_the_weights_is_refused(
+    settings: type[BaseModel], section: str, prefix: str
+) -> None:
+    rate, decay = f"{prefix}learning_rate", f"{prefix}weight_decay"
+    message = rf"{section}\.{decay}: expected less than 1 / {section}\.{rate} \(1000\)"
+    with pytest.raises(ValidationError, match=message):
+        settings.model_validate({rate: 1e-3, decay: 1000.0})
+    settings.model_validate({rate: 1e-3, decay: 999.0})
 
 
 def test_contiguous_pieces_may_be_as_long_as_a_segment() -> None:
