@@ -6,7 +6,7 @@ The learner's periodic evaluation, the evaluation server and `apprentice evaluat
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -113,7 +113,7 @@ def environment_seed(seed: int) -> int:
 def evaluate(
     policy: Acts,
     task: str | Sequence[str],
-    seeds: Sequence[int],
+    seeds: Sequence[int] | Mapping[str, Sequence[int]],
     *,
     observation: Sequence[str] = ("state",),
     settings: EnvironmentSettings | None = None,
@@ -125,15 +125,21 @@ def evaluate(
 ) -> Evaluation:
     """Run one whole episode for each seed, or its first `max_steps` agent steps.
 
-    Of several tasks each is given every seed; episodes come task by task. The first `keep_trajectories`
-    episodes are kept whole. Returns never contain shaping. A policy that infers its task is shown what `context`
+    Of several tasks each is given every seed, or its own where `seeds` maps each to as many as the others;
+    episodes come task by task. The first `keep_trajectories` episodes are kept whole. Returns never contain shaping. A policy that infers its task is shown what `context`
     chooses. Raises EvaluationTimeout; EvaluationError where the policy or the physics give numbers that are not
     finite, what is shown does not fit the policy, or a task lacks the camera that it reads; and DemonstrationError
     where there is nothing to show.
     """
     tasks = [task] if isinstance(task, str) else list(task)
-    if not seeds or not tasks:
+    own = seeds if isinstance(seeds, Mapping) else dict.fromkeys(tasks, seeds)
+    num_seeds = len(own[tasks[0]]) if tasks else 0
+    if not num_seeds:
         raise EvaluationError("expected one task and one seed or more, found none")
+    if any(len(own[name]) != num_seeds for name in tasks):
+        raise EvaluationError(
+            f"seeds: expected as many of each task, found {sorted({len(own[name]) for name in tasks})}"
+        )
     shows = isinstance(policy, InfersTask) and policy.infers_task
     if shows != (context is not None):
         raise EvaluationError(
@@ -150,15 +156,15 @@ def evaluate(
     episodes: dict[tuple[int, int], Episode] = {}
     environments: dict[tuple[int, str], Environment] = {}
     try:
-        for batch in _batches(len(tasks), len(seeds)):
-            chosen, asked = [], [(tasks[task], seeds[number]) for task, number in batch]
+        for batch in _batches(len(tasks), num_seeds):
+            chosen, asked = [], [(tasks[task], own[tasks[task]][number]) for task, number in batch]
             for place, (name, seed) in enumerate(asked):
                 if (place, name) not in environments:
                     environments[place, name] = make_environment(name, 0, observation, settings)
                 chosen.append(environments[place, name])
                 chosen[-1].seed(environment_seed(seed))
             shown = _show(policy, context, asked, deterministic)
-            kept = [task * len(seeds) + number < keep_trajectories for task, number in batch]
+            kept = [task * num_seeds + number < keep_trajectories for task, number in batch]
             runner = _Batch(chosen, policy, deterministic, kept)
             ran = runner.run([seed for _, seed in asked], max_steps, deadline)
             for where, episode, numbers in zip(batch, ran, shown, strict=True):

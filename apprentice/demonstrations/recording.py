@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +61,12 @@ def record_demonstrations(
             f"checkpoint: expected the expert of one task, found one of the family {experiment.task}, whose "
             "demonstrations are a folder: give --out a path without .hdf5"
         )
-    return _Recording(
-        policy, checkpoint, manifest, experiment, first_seed, deterministic, deadline_seconds
-    ).record([experiment.task], num_episodes, minimum_return, measured_episodes)[experiment.task]
+    recording = _Recording(
+        policy, checkpoint, manifest, experiment, deterministic, deadline_seconds
+    )
+    return recording.record(
+        [experiment.task], num_episodes, minimum_return, measured_episodes, first_seed
+    )[experiment.task]
 
 
 def record_family(
@@ -80,8 +83,9 @@ def record_family(
     """Let a family's expert act in every task of every division; return what was written to `folder`.
 
     The division is that of `settings`, or the one that the expert learned on. Of each task the first `num_context`
-    episodes are to be shown, the next `num_query` to be imitated. Raises CheckpointError, EvaluationError and
-    DemonstrationError.
+    episodes are to be shown, the next `num_query` to be imitated. No two episodes start from the same seed: were each
+    task's the same, the states that a learner sees would be as few as one task's, and what depends on the start would
+    look as if it depended on the task. Raises CheckpointError, EvaluationError and DemonstrationError.
     """
     policy, manifest = load_policy(checkpoint)
     experiment = experiment_of(manifest)
@@ -96,14 +100,15 @@ def record_family(
     experiment = experiment.model_copy(update={"environment": environment})
     split = task_split(experiment.task, settings)
     recording = _Recording(
-        policy, checkpoint, manifest, experiment, first_seed, deterministic, deadline_seconds
+        policy, checkpoint, manifest, experiment, deterministic, deadline_seconds
     )
     num = num_context + num_query
     recorded = {}
     for name in SPLITS:
         tasks = [task.task_id for task in split.of(name)]
-        found = recording.record(tasks, num, None, num)
+        found = recording.record(tasks, num, None, num, first_seed)
         recorded[name] = {task: (found[task], num_context) for task in tasks}
+        first_seed += num * len(tasks)
     write_family(folder, experiment.task, settings, split.digest(), recorded)
     return read_family(folder)
 
@@ -117,13 +122,12 @@ class _Recording:
         checkpoint: Path,
         manifest: Manifest,
         experiment: Experiment,
-        first_seed: int,
         deterministic: bool,
         deadline_seconds: float,
     ) -> None:
         self._policy, self._experiment = policy, experiment
         self._checkpoint, self._manifest = checkpoint, manifest
-        self._first_seed, self._deterministic = first_seed, deterministic
+        self._deterministic = deterministic
         self._deadline = time.monotonic() + deadline_seconds
 
     def record(
@@ -132,14 +136,16 @@ class _Recording:
         num_episodes: int,
         minimum_return: float | None,
         num_measured: int,
+        first_seed: int,
     ) -> dict[str, DemonstrationSet]:
-        """Return episodes of each task."""
+        """Return episodes of each task, whose seeds follow those of the task before."""
         tried = num_episodes if minimum_return is None else 5 * num_episodes
         num = max(tried, num_measured)
+        firsts = {task: first_seed + number * num for number, task in enumerate(tasks)}
         evaluation = evaluate(
             self._policy,
             tasks,
-            range(self._first_seed, self._first_seed + num),
+            {task: range(first, first + num) for task, first in firsts.items()},
             observation=self._experiment.acting_keys,
             settings=self._experiment.environment,
             deterministic=self._deterministic,
@@ -148,7 +154,7 @@ class _Recording:
         )
         own = {task: [e for e in evaluation.episodes if e.task == task] for task in tasks}
         kept = {task: _kept(own[task][:tried], num_episodes, minimum_return) for task in tasks}
-        randoms = self._random_returns(tasks, min(RANDOM_EPISODES, num))
+        randoms = self._random_returns(firsts, min(RANDOM_EPISODES, num))
         recorded = {}
         for task in tasks:
             mean = float(np.mean([episode.environment_return for episode in own[task]]))
@@ -177,14 +183,14 @@ class _Recording:
             mujoco=importlib.metadata.version("mujoco"),
         )
 
-    def _random_returns(self, tasks: Sequence[str], num_episodes: int) -> dict[str, float]:
-        """Return the mean return of uniformly random actions in each task."""
-        experiment = self._experiment
+    def _random_returns(self, firsts: Mapping[str, int], num_episodes: int) -> dict[str, float]:
+        """Return the mean return of uniformly random actions in each task, from its first seed on."""
+        experiment, tasks = self._experiment, list(firsts)
         spec = environment_spec(tasks[0], experiment.acting_keys, experiment.environment)
         found = evaluate(
-            UniformPolicy(spec, seed=self._first_seed),
+            UniformPolicy(spec, seed=firsts[tasks[0]]),
             tasks,
-            range(self._first_seed, self._first_seed + num_episodes),
+            {task: range(first, first + num_episodes) for task, first in firsts.items()},
             observation=("state",),
             settings=experiment.environment,
             deadline_seconds=self._left(),
