@@ -126,20 +126,19 @@ def evaluate(
     """Run one whole episode for each seed, or its first `max_steps` agent steps.
 
     Of several tasks each is given every seed, or its own where `seeds` maps each to as many as the others;
-    episodes come task by task. The first `keep_trajectories` episodes are kept whole. Returns never contain shaping. A policy that infers its task is shown what `context`
-    chooses. Raises EvaluationTimeout; EvaluationError where the policy or the physics give numbers that are not
-    finite, what is shown does not fit the policy, or a task lacks the camera that it reads; and DemonstrationError
-    where there is nothing to show.
+    episodes come task by task. The first `keep_trajectories` episodes are kept whole. Returns never contain shaping.
+    A policy that infers its task is shown what `context` chooses. Raises EvaluationTimeout; EvaluationError where the
+    policy or the physics give numbers that are not finite, what is shown does not fit the policy, seeds are missing,
+    or a task lacks the camera that it reads; and DemonstrationError where there is nothing to show.
     """
     tasks = [task] if isinstance(task, str) else list(task)
     own = seeds if isinstance(seeds, Mapping) else dict.fromkeys(tasks, seeds)
-    num_seeds = len(own[tasks[0]]) if tasks else 0
+    lengths = {len(own.get(name, ())) for name in tasks}
+    if len(lengths) > 1:
+        raise EvaluationError(f"seeds: expected as many of each task, found {sorted(lengths)}")
+    num_seeds = max(lengths, default=0)
     if not num_seeds:
         raise EvaluationError("expected one task and one seed or more, found none")
-    if any(len(own[name]) != num_seeds for name in tasks):
-        raise EvaluationError(
-            f"seeds: expected as many of each task, found {sorted({len(own[name]) for name in tasks})}"
-        )
     shows = isinstance(policy, InfersTask) and policy.infers_task
     if shows != (context is not None):
         raise EvaluationError(

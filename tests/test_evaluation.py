@@ -47,6 +47,22 @@ def test_the_same_seeds_give_the_same_episodes_whatever_runs_beside_them() -> No
     assert len({episode.environment_return for episode in together.episodes}) > 10
 
 
+def test_each_of_several_tasks_may_have_seeds_of_its_own() -> None:
+    tasks = [TASK, "cartpole-balance"]
+    seeds = {TASK: range(2), "cartpole-balance": range(7, 9)}
+    found = evaluate(make_policy(), tasks, seeds, settings=SETTINGS, max_steps=3).episodes
+    assert [(episode.task, episode.seed) for episode in found] == [
+        (TASK, 0),
+        (TASK, 1),
+        ("cartpole-balance", 7),
+        ("cartpole-balance", 8),
+    ]
+    with pytest.raises(
+        EvaluationError, match=r"seeds: expected as many of each task, found \[1, 2\]"
+    ):
+        evaluate(make_policy(), tasks, {**seeds, TASK: [0]}, settings=SETTINGS)
+
+
 def test_the_return_is_what_the_environment_gave() -> None:
     policy = make_policy()
     evaluation = evaluate(policy, TASK, [3], settings=SETTINGS)
