@@ -37,6 +37,9 @@ class ContextSettings(Settings):
     """Units of the encoder's hidden layers."""
     num_hidden_layers: int = Field(2, ge=1, le=8)
     """Hidden layers before pooling; one more lies between pooling and `latent`."""
+    linear: bool = False
+    """Make `latent` linear in what is shown: `posterior` averages the steps themselves, as its layers weigh them by
+    attention, `context_window` has no hidden layers. For tasks beyond those that are learned."""
     time_pooling: Literal["mean", "sum"] = "mean"
     """How `posterior` pools the steps of a demonstration."""
     demonstration_pooling: Literal["mean", "sum"] = "mean"
@@ -87,6 +90,16 @@ class ContextSettings(Settings):
             raise ValueError(
                 "context.learned: expected true where context.pretrain_updates is 0, or the encoder would stay as it "
                 "was drawn; found false"
+            )
+        if self.linear and self.time_pooling != "mean":
+            raise ValueError(
+                "context.time_pooling: expected 'mean' with context.linear, which averages the steps by attention; "
+                f"found {self.time_pooling!r}"
+            )
+        if self.linear and self.encoder == "context_window" and self.batch_norm:
+            raise ValueError(
+                "context.batch_norm: expected false with context.linear and 'context_window', which then has no hidden "
+                "layers; found true"
             )
         if self.encoder == "context_window" and self.kl_coefficient:
             raise ValueError(

@@ -139,6 +139,8 @@ def method_label(experiment: Experiment) -> str:
     parts: list[str] = ["sac" if imitation.method == "none" else imitation.method]
     if experiment.infers_task:
         parts.append(context.encoder)
+        if context.linear:
+            parts.append("linear")
         if context.pretrain_updates:
             parts.append("pretrained")
         if not context.learned:

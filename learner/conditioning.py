@@ -41,8 +41,7 @@ class Conditioning:
         self._average = None if self._average_tau is None else adam.parameters.clone()
         self.parts = ContextParts(encoder, self._layout, experiment.context)
         self._hold(context)
-        self._features = torch.zeros(len(context.number), experiment.context.hidden_size)
-        self._features = self._features.to(device)
+        self._features = torch.zeros(len(context.number), encoder.features_size, device=device)
         self._num_updates = 0
         self.refresh()
 

@@ -4,6 +4,11 @@
 Systems 32): an MLP over each step, pooled over a demonstration's steps, pooled over demonstrations, and a
 Gaussian q(z | context). `context_window` has the last steps of a demonstration side by side in place of the
 first two, and no noise. Pooling makes both blind to the order in which demonstrations are shown.
+
+Either may end linearly (`linear`): `posterior` then averages the steps themselves, weighed by attention (a softmax
+over the scores that its layers give them: Bahdanau, Cho & Bengio 2015, arXiv 1409.0473; as pooling Ilse, Tomczak &
+Welling 2018, arXiv 1802.04712), and `latent` is linear in that average, or in the window. So a task beyond those
+learned is placed where a line through them leads.
 """
 
 from __future__ import annotations
@@ -19,6 +24,8 @@ from apprentice.types import EnvironmentSpec
 LOG_STD_SHIFT = -2.0
 """Added to the raw log deviation, so that a fresh encoder is nearly certain (as in the published code)."""
 LOG_STD_BOUNDS = (-6.0, 1.0)
+_NEVER = -1e9
+"""Score of a step that is not there; finite, as a demonstration without steps must not make NaN."""
 MOMENTUM = 0.01
 """Rate at which batch norm's running statistics follow."""
 
@@ -63,22 +70,27 @@ class ContextEncoder(nn.Module):
         step = 2 * size + (actions if settings.inputs == "state_action_next_state" else 0)
         inputs = step if settings.encoder == "posterior" else settings.window * step
         hidden = settings.hidden_size
+        attends = settings.linear and settings.encoder == "posterior"
+        num = settings.num_hidden_layers if attends or not settings.linear else 0
         self.step_layers = nn.ModuleList(
-            nn.Linear(inputs if number == 0 else hidden, hidden)
-            for number in range(settings.num_hidden_layers)
+            nn.Linear(inputs if number == 0 else hidden, hidden) for number in range(num)
         )
-        self.features_layer = nn.Linear(hidden, hidden)
-        self.head_layer = nn.Linear(hidden, hidden)
-        self.mean_layer = nn.Linear(hidden, settings.latent_size)
-        self.log_std_layer = nn.Linear(hidden, settings.latent_size)
-        num = settings.num_hidden_layers if settings.batch_norm else 0
+        self.features_size = inputs if settings.linear else hidden
+        if attends:
+            self.score_layer = nn.Linear(hidden, 1)
+        if not settings.linear:
+            self.features_layer = nn.Linear(hidden, hidden)
+            self.head_layer = nn.Linear(hidden, hidden)
+        self.mean_layer = nn.Linear(self.features_size, settings.latent_size)
+        self.log_std_layer = nn.Linear(self.features_size, settings.latent_size)
+        num = num if settings.batch_norm else 0
         self.register_buffer("running_mean", torch.zeros(num, hidden))
         self.register_buffer("running_variance", torch.ones(num, hidden))
 
     def forward(
         self, shown: Shown, training: bool = False
     ) -> tuple[Belief, torch.Tensor, torch.Tensor]:
-        """Return the belief [K] and the batch's statistics [2, N, H] and features [K, C, H].
+        """Return the belief [K] and the batch's statistics [2, N, H] and features [K, C, F].
 
         Statistics are of the hidden layers that are normalised, N = 0 without batch norm.
         """
@@ -91,24 +103,28 @@ class ContextEncoder(nn.Module):
     def features_of(
         self, steps: torch.Tensor, mask: torch.Tensor, training: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features [N, H] of N demonstrations [N, S, 2 O + A] with mask [N, S], and the statistics."""
+        """Return the features [N, F] of N demonstrations [N, S, 2 O + A] with mask [N, S], and the statistics."""
         inputs = self._inputs(steps)
         if self.settings.encoder == "context_window":
             return self._of_windows(inputs, mask, training)
         weight = mask.to(inputs.dtype)[..., None]
         values, statistics = self._layers(inputs, weight, training)
+        if self.settings.linear:
+            scores = self.score_layer(values).masked_fill(~mask[..., None], _NEVER)
+            return (inputs * torch.softmax(scores, dim=-2) * weight).sum(-2), statistics
+        values = self.features_layer(values)
         pooled = (values * weight).sum(-2)
         if self.settings.time_pooling == "mean":
             pooled = pooled / weight.sum(-2).clamp_min(1.0)
         return pooled, statistics
 
     def belief(self, features: torch.Tensor, present: torch.Tensor) -> Belief:
-        """Return what features [K, C, H] of the demonstrations that are `present` [K, C] say together."""
+        """Return what features [K, C, F] of the demonstrations that are `present` [K, C] say together."""
         weight = present.to(features.dtype)[..., None]
         pooled = (features * weight).sum(-2)
         if self.settings.demonstration_pooling == "mean":
             pooled = pooled / weight.sum(-2).clamp_min(1.0)
-        hidden = torch.relu(self.head_layer(pooled))
+        hidden = pooled if self.settings.linear else torch.relu(self.head_layer(pooled))
         mean = self.mean_layer(hidden)
         if self.settings.encoder == "context_window":
             return Belief(mean, torch.zeros_like(mean))
@@ -133,12 +149,13 @@ class ContextEncoder(nn.Module):
         places = (length + back).clamp_min(0)  # [N, window]
         window = inputs.gather(1, places[..., None].expand(-1, -1, inputs.shape[-1]))
         there = (length > 0).to(inputs.dtype)
-        return self._layers(window.flatten(1), there, training)
+        values, statistics = self._layers(window.flatten(1), there, training)
+        return values if self.settings.linear else self.features_layer(values), statistics
 
     def _layers(
         self, values: torch.Tensor, weight: torch.Tensor, training: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Apply the layers before pooling; rows of weight 0 do not count in a batch's statistics."""
+        """Apply the hidden layers before pooling; rows of weight 0 do not count in a batch's statistics."""
         means, variances = [], []
         for number, layer in enumerate(self.step_layers):
             values = layer(values)
@@ -154,12 +171,8 @@ class ContextEncoder(nn.Module):
                 values = (values - mean) * (variance + 1e-5).rsqrt()
             values = torch.relu(values)
         if not means:
-            return self.features_layer(values), torch.zeros_like(
-                torch.stack([self.running_mean, self.running_variance])
-            )
-        return self.features_layer(values), torch.stack(
-            [torch.stack(means), torch.stack(variances)]
-        )
+            return values, torch.zeros_like(torch.stack([self.running_mean, self.running_variance]))
+        return values, torch.stack([torch.stack(means), torch.stack(variances)])
 
 
 def divergence_from_prior(belief: Belief) -> torch.Tensor:

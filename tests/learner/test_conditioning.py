@@ -405,10 +405,17 @@ def test_what_the_information_compares_in_pretraining_is_not_shown() -> None:
         assert not same.any()
 
 
-@pytest.mark.parametrize("encoder", ["posterior", "context_window"])
+@pytest.mark.parametrize(
+    ("encoder", "linear"), [("posterior", False), ("posterior", True), ("context_window", False)]
+)
 @pytest.mark.parametrize("method", ["dac", "bc"])
-def test_stop_restore_and_go_on_equals_going_on(encoder: str, method: str) -> None:
-    settings = {"encoder": encoder, "refresh_period": 3, "batch_norm": encoder == "posterior"}
+def test_stop_restore_and_go_on_equals_going_on(encoder: str, linear: bool, method: str) -> None:
+    settings = {
+        "encoder": encoder,
+        "linear": linear,
+        "refresh_period": 3,
+        "batch_norm": encoder == "posterior",
+    }
     chosen = {"imitation": {"method": method}, "sac": {**SAC, "policy_average_tau": 0.1}}
     one, other = filled(settings, **chosen), filled(settings, **chosen)
     for _ in range(5):
@@ -525,6 +532,8 @@ def test_meta_cloning_learns_the_experts_action() -> None:
         ({"context": {"most": 2, "fewest": 3}}, "context.fewest: expected at most context.most"),
         ({"context": {"learned": False}}, "context.learned: expected true"),
         ({"context": {"encoder": "context_window", "kl_coefficient": 0.1}}, "context.kl_coefficient: expected 0"),
+        ({"context": {"linear": True, "time_pooling": "sum"}}, "context.time_pooling: expected 'mean'"),
+        ({"context": {"linear": True, "encoder": "context_window", "batch_norm": True}}, "context.batch_norm: exp"),
         ({"context": {"most": 0}}, "context.most"),
         ({"context": {"kl_ramp": [5, 5]}}, "context.kl_ramp"),
         ({"context": {"most": 3, "episodes": 2}}, "context.episodes: expected at least context.most"),

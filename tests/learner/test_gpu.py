@@ -109,6 +109,9 @@ CASES = {
     "posterior-pretrained": family(
         LATENT, context={"hidden_size": 16, "latent_size": 3, "pretrain_updates": 3}
     ),
+    "posterior-linear": family(
+        LATENT, context={"hidden_size": 16, "latent_size": 3, "linear": True}
+    ),
     "context_window": family(
         LATENT, context={"encoder": "context_window", "hidden_size": 16, "latent_size": 3}
     ),

@@ -50,9 +50,10 @@ def believe(module: ContextEncoder, *demonstrations: np.ndarray) -> Belief:
         return module(shown_together([demonstrations]))[0]  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("kind", ["posterior", "context_window"])
-def test_the_order_of_demonstrations_makes_no_difference(kind: str) -> None:
-    module = encoder(encoder=kind)
+def test_the_order_of_demonstrations_makes_no_difference(kind: str, linear: bool) -> None:
+    module = encoder(encoder=kind, linear=linear)
     one, other = demonstration(0), demonstration(1, 5)
     torch.testing.assert_close(believe(module, one, other), believe(module, other, one))
     assert not torch.allclose(believe(module, one).mean, believe(module, other).mean)
@@ -68,9 +69,10 @@ def test_the_order_of_steps_makes_a_difference_to_a_window_alone() -> None:
     assert not torch.allclose(believe(window, steps).mean, believe(window, turned).mean)
 
 
+@pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("kind", ["posterior", "context_window"])
-def test_padding_makes_no_difference(kind: str) -> None:
-    module = encoder(encoder=kind)
+def test_padding_makes_no_difference(kind: str, linear: bool) -> None:
+    module = encoder(encoder=kind, linear=linear)
     alone = believe(module, demonstration(0, 5))
     shown = shown_together([[demonstration(0, 5)], [demonstration(1, 20), demonstration(2, 8)]])
     assert shown.present.tolist() == [[True, False], [True, True]]
@@ -80,9 +82,11 @@ def test_padding_makes_no_difference(kind: str) -> None:
         torch.testing.assert_close(module(garbage)[0].std[:1], alone.std)
 
 
-@pytest.mark.parametrize("kind", ["posterior", "context_window"])
-def test_padding_is_not_in_the_statistics_of_a_batch(kind: str) -> None:
-    module = encoder(encoder=kind, batch_norm=True)
+@pytest.mark.parametrize(
+    ("kind", "linear"), [("posterior", False), ("posterior", True), ("context_window", False)]
+)
+def test_padding_is_not_in_the_statistics_of_a_batch(kind: str, linear: bool) -> None:
+    module = encoder(encoder=kind, linear=linear, batch_norm=True)
     shown = shown_together([[demonstration(0, 5)], [demonstration(1, 20), demonstration(2, 8)]])
     garbage = shown._replace(steps=torch.where(shown.mask[..., None], shown.steps, 77.0))
     with torch.no_grad():
@@ -104,6 +108,36 @@ def test_a_window_sees_the_last_steps_and_repeats_the_first_of_a_short_one() -> 
     repeated = np.concatenate([steps[:1], steps[:1], short])
     torch.testing.assert_close(believe(module, short), believe(module, repeated))
     assert float(believe(module, steps).std.max()) == 0.0
+
+
+def test_a_linear_posterior_averages_the_steps_that_its_scores_choose() -> None:
+    module = encoder(linear=True)
+    steps = demonstration(0)
+    with torch.no_grad():
+        features = module.features_of(torch.from_numpy(steps)[None], torch.ones(1, 9, dtype=bool))[
+            0
+        ]
+        scored = module.score_layer(
+            module._layers(torch.from_numpy(steps), torch.ones(9, 1), False)[0]
+        )[:, 0]
+        np.testing.assert_allclose(features[0], torch.softmax(scored, 0) @ steps, atol=1e-5)
+        # Where one score is far above all others, that step is what the demonstration says.
+        module.score_layer.weight *= 1e5
+        chosen = module.features_of(torch.from_numpy(steps)[None], torch.ones(1, 9, dtype=bool))[0]
+    np.testing.assert_allclose(chosen[0], steps[int(scored.argmax())], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["posterior", "context_window"])
+def test_a_linear_latent_goes_on_as_a_line(kind: str) -> None:
+    module = encoder(encoder=kind, linear=True)
+    one, other = (np.tile(demonstration(number, 1), (9, 1)) for number in (0, 1))
+    near, far = (believe(module, one + share * (other - one)).mean for share in (1.0, 3.0))
+    start = believe(module, one).mean
+    torch.testing.assert_close(far - start, 3.0 * (near - start), atol=1e-4, rtol=1e-4)
+    bent = encoder(encoder=kind)
+    near, far = (believe(bent, one + share * (other - one)).mean for share in (1.0, 3.0))
+    start = believe(bent, one).mean
+    assert not torch.allclose(far - start, 3.0 * (near - start), atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "sum"])
