@@ -34,14 +34,14 @@ class ContextSettings(Settings):
     latent_size: int = Field(8, ge=1, le=1024)
     """Numbers that tell the task."""
     hidden_size: int = Field(64, ge=4, le=4096)
-    """Units of the encoder's hidden layers."""
+    """Units of the encoder's hidden layers; of no account where `context_window` is `linear`."""
     num_hidden_layers: int = Field(2, ge=1, le=8)
-    """Hidden layers before pooling; one more lies between pooling and `latent`."""
+    """Hidden layers before pooling; one more lies between pooling and `latent`, unless it is `linear`."""
     linear: bool = False
-    """Make `latent` linear in what is shown: `posterior` averages the steps themselves, as its layers weigh them by
-    attention, `context_window` has no hidden layers. For tasks beyond those that are learned."""
+    """Make `latent` linear in the steps' average, which `posterior` then weighs by attention (its layers score each
+    step), or in the window of `context_window`, which then has no hidden layers."""
     time_pooling: Literal["mean", "sum"] = "mean"
-    """How `posterior` pools the steps of a demonstration."""
+    """How `posterior` pools the steps of a demonstration, unless it is `linear`."""
     demonstration_pooling: Literal["mean", "sum"] = "mean"
     """How demonstrations are pooled; the published code's sum makes the scale grow with their number."""
     batch_norm: bool = False
@@ -91,7 +91,7 @@ class ContextSettings(Settings):
                 "context.learned: expected true where context.pretrain_updates is 0, or the encoder would stay as it "
                 "was drawn; found false"
             )
-        if self.linear and self.time_pooling != "mean":
+        if self.linear and self.encoder == "posterior" and self.time_pooling != "mean":
             raise ValueError(
                 "context.time_pooling: expected 'mean' with context.linear, which averages the steps by attention; "
                 f"found {self.time_pooling!r}"

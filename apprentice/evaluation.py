@@ -133,10 +133,13 @@ def evaluate(
     """
     tasks = [task] if isinstance(task, str) else list(task)
     own = seeds if isinstance(seeds, Mapping) else dict.fromkeys(tasks, seeds)
-    lengths = {len(own.get(name, ())) for name in tasks}
-    if len(lengths) > 1:
-        raise EvaluationError(f"seeds: expected as many of each task, found {sorted(lengths)}")
-    num_seeds = max(lengths, default=0)
+    lengths = {name: len(own.get(name, ())) for name in tasks}
+    num_seeds = max(lengths.values(), default=0)
+    fewer = [f"{number} of {name}" for name, number in lengths.items() if number < num_seeds]
+    if fewer:
+        raise EvaluationError(
+            f"seeds: expected as many of each task, found {num_seeds} of one and {', '.join(fewer)}; give each its own"
+        )
     if not num_seeds:
         raise EvaluationError("expected one task and one seed or more, found none")
     shows = isinstance(policy, InfersTask) and policy.infers_task

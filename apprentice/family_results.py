@@ -15,6 +15,7 @@ from apprentice.results import bootstrap_interval, interval_text, read_rows, wri
 COLOURS: Final = (
     *("#2f6f9f", "#c0504d", "#5b8c3e", "#8064a2", "#d08a2e", "#3aa3a0", "#7f7f7f"),
     *("#9cc4e0", "#ef9f9b", "#2c4a1c", "#c9b5e6", "#7a4a0c", "#134f4d", "#111111"),
+    *("#b8d48f", "#f2c46d", "#e377c2", "#1b2a6b"),
 )
 """Of methods, in the order of their names."""
 LETTER: Final = 7.0

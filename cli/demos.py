@@ -322,6 +322,10 @@ def _show_family(path: Path, family: FamilyDemonstrations) -> None:
                 f"{split}: {len(tasks)} tasks, {shown} episodes to be shown and {len(returns) - shown} to be imitated, "
                 f"returns: mean {sum(returns) / len(returns):.1f}, {min(returns):.1f} to {max(returns):.1f}"
             )
+    if alike := family.num_starting_alike():
+        print(
+            f"{alike} episodes start as one of another task does: record them with seeds of their own"
+        )
 
 
 def _write(path: Path, demonstrations: DemonstrationSet) -> None:

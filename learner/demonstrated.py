@@ -170,6 +170,12 @@ def _load_family(
     settings = experiment.imitation.demonstrations
     family = require_family(experiment)
     _warn_of_clipped(str(settings.file), list(family.sets.values()))
+    if alike := family.num_starting_alike():
+        log.warning(
+            "demonstrations of several tasks start alike: record them with seeds of their own",
+            source=str(settings.file),
+            episodes=alike,
+        )
     keys = tuple(spec.observation)
 
     def rows(split: SplitName, episodes: int | None, subsampling: int) -> DemonstrationDataset:

@@ -48,19 +48,22 @@ def test_the_same_seeds_give_the_same_episodes_whatever_runs_beside_them() -> No
 
 
 def test_each_of_several_tasks_may_have_seeds_of_its_own() -> None:
-    tasks = [TASK, "cartpole-balance"]
+    policy, tasks = make_policy(), [TASK, "cartpole-balance"]
     seeds = {TASK: range(2), "cartpole-balance": range(7, 9)}
-    found = evaluate(make_policy(), tasks, seeds, settings=SETTINGS, max_steps=3).episodes
+    found = evaluate(policy, tasks, seeds, settings=SETTINGS, max_steps=3).episodes
     assert [(episode.task, episode.seed) for episode in found] == [
         (TASK, 0),
         (TASK, 1),
         ("cartpole-balance", 7),
         ("cartpole-balance", 8),
     ]
-    with pytest.raises(
-        EvaluationError, match=r"seeds: expected as many of each task, found \[1, 2\]"
-    ):
-        evaluate(make_policy(), tasks, {**seeds, TASK: [0]}, settings=SETTINGS)
+    alone = evaluate(policy, tasks[1], [7, 8], settings=SETTINGS, max_steps=3).episodes
+    returns = [episode.environment_return for episode in alone]
+    assert [episode.environment_return for episode in found[2:]] == pytest.approx(returns, rel=1e-4)
+    problem = f"as many of each task, found 2 of one and {{}} of {TASK}; give each its own"
+    for changed, number in (({**seeds, TASK: [0]}, 1), ({tasks[1]: range(7, 9)}, 0)):
+        with pytest.raises(EvaluationError, match=problem.format(number)):
+            evaluate(policy, tasks, changed, settings=SETTINGS)
 
 
 def test_the_return_is_what_the_environment_gave() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,15 @@ class FamilyDemonstrations:
     def tasks(self, split: SplitName) -> tuple[TaskEntry, ...]:
         """Return the tasks of a division, in its order."""
         return tuple(task for task in self.index.tasks if task.split == split)
+
+    def num_starting_alike(self) -> int:
+        """Return how many episodes start from a seed that an episode of another task has, where seeds are known."""
+        seeds = {
+            task_id: [episode.seed for episode in demonstrations.trajectories]
+            for task_id, demonstrations in self.sets.items()
+        }
+        num_tasks = Counter(seed for own in seeds.values() for seed in set(own))
+        return sum(seed >= 0 and num_tasks[seed] > 1 for own in seeds.values() for seed in own)
 
     def episodes(self, task_id: str, role: Role) -> tuple[Trajectory, ...]:
         """Return a task's episodes of one role."""

@@ -83,9 +83,9 @@ def record_family(
     """Let a family's expert act in every task of every division; return what was written to `folder`.
 
     The division is that of `settings`, or the one that the expert learned on. Of each task the first `num_context`
-    episodes are to be shown, the next `num_query` to be imitated. No two episodes start from the same seed: were each
-    task's the same, the states that a learner sees would be as few as one task's, and what depends on the start would
-    look as if it depended on the task. Raises CheckpointError, EvaluationError and DemonstrationError.
+    episodes are to be shown, the next `num_query` to be imitated. Each has a
+    seed of its own, from `first_seed` on, so that there are as many starts as episodes. Raises CheckpointError,
+    EvaluationError and DemonstrationError.
     """
     policy, manifest = load_policy(checkpoint)
     experiment = experiment_of(manifest)

@@ -7,8 +7,8 @@ first two, and no noise. Pooling makes both blind to the order in which demonstr
 
 Either may end linearly (`linear`): `posterior` then averages the steps themselves, weighed by attention (a softmax
 over the scores that its layers give them: Bahdanau, Cho & Bengio 2015, arXiv 1409.0473; as pooling Ilse, Tomczak &
-Welling 2018, arXiv 1802.04712), and `latent` is linear in that average, or in the window. So a task beyond those
-learned is placed where a line through them leads.
+Welling 2018, arXiv 1802.04712), and `latent` is linear in that average, or in the window. Which steps count stays
+the layers' choice; what they say is read off by a line, which goes on beyond the tasks that are learned.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from apprentice.types import EnvironmentSpec
 LOG_STD_SHIFT = -2.0
 """Added to the raw log deviation, so that a fresh encoder is nearly certain (as in the published code)."""
 LOG_STD_BOUNDS = (-6.0, 1.0)
-_NEVER = -1e9
-"""Score of a step that is not there; finite, as a demonstration without steps must not make NaN."""
 MOMENTUM = 0.01
 """Rate at which batch norm's running statistics follow."""
+_ABSENT_SCORE = -1e9
+"""Of a step that is not there; finite, as a demonstration without steps must not make NaN."""
 
 
 class Shown(NamedTuple):
@@ -71,9 +71,9 @@ class ContextEncoder(nn.Module):
         inputs = step if settings.encoder == "posterior" else settings.window * step
         hidden = settings.hidden_size
         attends = settings.linear and settings.encoder == "posterior"
-        num = settings.num_hidden_layers if attends or not settings.linear else 0
+        num_layers = settings.num_hidden_layers if attends or not settings.linear else 0
         self.step_layers = nn.ModuleList(
-            nn.Linear(inputs if number == 0 else hidden, hidden) for number in range(num)
+            nn.Linear(inputs if number == 0 else hidden, hidden) for number in range(num_layers)
         )
         self.features_size = inputs if settings.linear else hidden
         if attends:
@@ -83,7 +83,7 @@ class ContextEncoder(nn.Module):
             self.head_layer = nn.Linear(hidden, hidden)
         self.mean_layer = nn.Linear(self.features_size, settings.latent_size)
         self.log_std_layer = nn.Linear(self.features_size, settings.latent_size)
-        num = num if settings.batch_norm else 0
+        num = num_layers if settings.batch_norm else 0
         self.register_buffer("running_mean", torch.zeros(num, hidden))
         self.register_buffer("running_variance", torch.ones(num, hidden))
 
@@ -110,7 +110,7 @@ class ContextEncoder(nn.Module):
         weight = mask.to(inputs.dtype)[..., None]
         values, statistics = self._layers(inputs, weight, training)
         if self.settings.linear:
-            scores = self.score_layer(values).masked_fill(~mask[..., None], _NEVER)
+            scores = self.score_layer(values).masked_fill(~mask[..., None], _ABSENT_SCORE)
             return (inputs * torch.softmax(scores, dim=-2) * weight).sum(-2), statistics
         values = self.features_layer(values)
         pooled = (values * weight).sum(-2)

@@ -266,7 +266,7 @@ def test_one_call_records_every_task_of_every_division_and_each_trajectory_once(
     found = record_family(checkpoint, 1, 1, tmp_path / "demos")
     split = task_split("reacher_goal", SMALL)
     seen: list[bytes] = []
-    starts: list[bytes] = []
+    seeds: list[int] = []
     for name in SPLITS:
         assert [t.task_id for t in found.tasks(name)] == [t.task_id for t in split.of(name)]
         for task in found.tasks(name):
@@ -274,9 +274,10 @@ def test_one_call_records_every_task_of_every_division_and_each_trajectory_once(
                 (episode,) = found.episodes(task.task_id, role)
                 assert episode.action.shape == (100, 2)
                 seen.append(episode.observation["state"].tobytes() + episode.action.tobytes())
-                starts.append(episode.observation["state"][0].tobytes())
+                seeds.append(episode.seed)
     assert len(seen) == len(set(seen)) == 4 * 2
-    assert len(set(starts)) == 4 * 2  # of each task other ones
+    assert seeds == list(range(1_000_000, 1_000_000 + 4 * 2))
+    assert found.num_starting_alike() == 0
     assert found.index.split_digest == split.digest()
     with pytest.raises(DemonstrationError, match="expected a path that is free"):
         record_family(checkpoint, 1, 1, tmp_path / "demos")

@@ -34,6 +34,7 @@ def test_files_of_all_tasks_make_the_family_and_the_task_is_told(
 ) -> None:
     folder, recorded = family
     joined = join_family(files_of(folder), 1, tmp_path / "joined")
+    assert joined.num_starting_alike() == 3 * len(joined.sets)  # as they were made up
     assert joined.index.split_digest == recorded.index.split_digest
     split = task_split("reacher_goal", family_experiment().environment.family)
     for name in SPLITS:

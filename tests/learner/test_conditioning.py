@@ -406,7 +406,13 @@ def test_what_the_information_compares_in_pretraining_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoder", "linear"), [("posterior", False), ("posterior", True), ("context_window", False)]
+    ("encoder", "linear"),
+    [
+        ("posterior", False),
+        ("posterior", True),
+        ("context_window", False),
+        ("context_window", True),
+    ],
 )
 @pytest.mark.parametrize("method", ["dac", "bc"])
 def test_stop_restore_and_go_on_equals_going_on(encoder: str, linear: bool, method: str) -> None:

@@ -110,7 +110,12 @@ CASES = {
         LATENT, context={"hidden_size": 16, "latent_size": 3, "pretrain_updates": 3}
     ),
     "posterior-linear": family(
-        LATENT, context={"hidden_size": 16, "latent_size": 3, "linear": True}
+        LATENT,
+        context={"hidden_size": 16, "latent_size": 3, "linear": True, "pretrain_updates": 3},
+    ),
+    "context_window-linear": family(
+        LATENT,
+        context={"encoder": "context_window", "latent_size": 3, "linear": True},
     ),
     "context_window": family(
         LATENT, context={"encoder": "context_window", "hidden_size": 16, "latent_size": 3}
