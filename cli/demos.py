@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     record = actions.add_parser("record", help="let a checkpoint act and keep whole episodes")
-    record.add_argument("--checkpoint", required=True, metavar="ID", help="RUN:latest, RUN:STEP, …")
+    record.add_argument(
+        "--checkpoint",
+        required=True,
+        nargs="+",
+        metavar="ID",
+        help="RUN:latest, RUN:STEP, …; of a family several, which act in turn",
+    )
     record.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR")
     record.add_argument(
         "--episodes",
@@ -126,7 +132,7 @@ def _record(arguments: argparse.Namespace) -> None:
     )
 
     _require_free(arguments.out)
-    checkpoint = find_checkpoint(arguments.checkpoint, arguments.runs)
+    checkpoints = [find_checkpoint(one, arguments.runs) for one in arguments.checkpoint]
     first_seed = FIRST_SEED if arguments.seed is None else arguments.seed
     if arguments.out.suffix not in (".hdf5", ".h5"):
         if arguments.minimum_return is not None:
@@ -135,18 +141,23 @@ def _record(arguments: argparse.Namespace) -> None:
                 exit_codes.CONFIGURATION,
             )
         family = record_family(
-            checkpoint,
+            checkpoints,
             arguments.episodes,
             arguments.episodes,
             arguments.out,
             first_seed=first_seed,
             deterministic=not arguments.stochastic,
-            settings=_other_division(arguments.split, checkpoint),
+            settings=_other_division(arguments.split, checkpoints[0]),
         )
         _show_family(arguments.out, family)
         return
+    if len(checkpoints) > 1:
+        raise CommandFailed(
+            f"--checkpoint: expected one, or the experts of a family and a folder for --out, found {len(checkpoints)}",
+            exit_codes.CONFIGURATION,
+        )
     demonstrations = record_demonstrations(
-        checkpoint,
+        checkpoints[0],
         arguments.episodes,
         first_seed=first_seed,
         deterministic=not arguments.stochastic,
@@ -360,8 +371,7 @@ def _show(path: Path, demonstrations: DemonstrationSet) -> None:
     print(
         f"returns: mean {sum(returns) / len(returns):.1f}, {min(returns):.1f} to {max(returns):.1f}"
     )
-    if metadata.expert is not None:
-        expert = metadata.expert
+    for expert in () if metadata.expert is None else (metadata.expert, *metadata.other_experts):
         print(f"expert {expert.run} at step {expert.steps}, manifest {expert.digest[:16]}")
         if expert.return_mean is not None:
             print(

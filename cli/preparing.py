@@ -5,7 +5,7 @@ Only where an experiment says which expert (`imitation.demonstrations.expert`); 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,10 +47,30 @@ def prepare(experiment: Experiment, runs: Path, replay_checkpoints: Path, watch:
     expert = _with_services(read_experiment(settings.expert), experiment)
     _require_fitting(experiment, expert)
     require_checkpoints(experiment)
+    folders = [
+        _finished_run(
+            expert.model_copy(update={"seed": expert.seed + number}),
+            out,
+            runs,
+            replay_checkpoints,
+            watch,
+        )
+        for number in range(settings.experts)
+    ]
+    _record(experiment, folders, out)
+
+
+def _finished_run(
+    expert: Experiment, out: Path, runs: Path, replay_checkpoints: Path, watch: Watch
+) -> RunFolder:
+    """Return the run of an expert, which is trained where it is not."""
     folder = _newest_run(expert, runs)
     status = None if folder is None else folder.read_status()
     if status is None or status.state != "finished":
-        print(f"{out} is not there yet: its expert {expert.name} is trained first", flush=True)
+        print(
+            f"{out} is not there yet: its expert {expert.name}, seed {expert.seed}, is trained first",
+            flush=True,
+        )
         if folder is None:
             launch = new_run(expert, runs, replay_checkpoints)
         else:
@@ -65,13 +85,13 @@ def prepare(experiment: Experiment, runs: Path, replay_checkpoints: Path, watch:
                 exit_code_of(outcome) or exit_codes.FAILED,
             )
     assert folder is not None
-    _record(experiment, folder, out)
+    return folder
 
 
 def _require_fitting(experiment: Experiment, expert: Experiment) -> None:
     """Refuse what the learner would refuse once the demonstrations are there."""
     problem = _division_problem(experiment) or _expert_problem(experiment, expert)
-    problem = problem or _number_problem(experiment)
+    problem = problem or _number_problem(experiment) or _experts_problem(experiment)
     if problem is not None:
         raise CommandFailed(problem, exit_codes.CONFIGURATION)
 
@@ -121,6 +141,17 @@ def _number_problem(experiment: Experiment) -> str | None:
     return None
 
 
+def _experts_problem(experiment: Experiment) -> str | None:
+    settings = experiment.imitation.demonstrations
+    most = settings.recorded if experiment.is_family else 1
+    if settings.experts <= most:
+        return None
+    why = (
+        "imitation.demonstrations.recorded" if experiment.is_family else "a task that is no family"
+    )
+    return f"imitation.demonstrations.experts: expected at most {most}, with {why}, found {settings.experts}"
+
+
 def _with_services(experiment: Experiment, other: Experiment) -> Experiment:
     """Return the experiment with its services where the other's listen."""
     return experiment.model_copy(update={"services": other.services})
@@ -140,7 +171,7 @@ def _newest_run(expert: Experiment, runs: Path) -> RunFolder | None:
     return None
 
 
-def _record(experiment: Experiment, folder: RunFolder, out: Path) -> None:
+def _record(experiment: Experiment, folders: Sequence[RunFolder], out: Path) -> None:
     from apprentice.checkpoint import CheckpointError, newest_checkpoint
     from apprentice.demonstrations.format import DemonstrationError
     from apprentice.demonstrations.recording import record_demonstrations, record_family
@@ -149,16 +180,19 @@ def _record(experiment: Experiment, folder: RunFolder, out: Path) -> None:
     from apprentice.evaluation import EvaluationError
 
     settings = experiment.imitation.demonstrations
-    print(f"recording {folder.path.name} for {out}", flush=True)
+    print(f"recording {', '.join(folder.path.name for folder in folders)} for {out}", flush=True)
     num = settings.recorded
     try:
-        found = newest_checkpoint(folder.checkpoints, repair=False)
-        if found is None:
-            raise CheckpointError(f"{folder.path}: expected a checkpoint, found none")
+        checkpoints = []
+        for folder in folders:
+            found = newest_checkpoint(folder.checkpoints, repair=False)
+            if found is None:
+                raise CheckpointError(f"{folder.path}: expected a checkpoint, found none")
+            checkpoints.append(found[0])
         out.parent.mkdir(parents=True, exist_ok=True)
         if experiment.is_family:
             record_family(
-                found[0],
+                checkpoints,
                 num,
                 num,
                 out,
@@ -166,7 +200,9 @@ def _record(experiment: Experiment, folder: RunFolder, out: Path) -> None:
                 settings=experiment.environment.family,
             )
         else:
-            recorded = record_demonstrations(found[0], num, deadline_seconds=RECORDING_SECONDS)
+            recorded = record_demonstrations(
+                checkpoints[0], num, deadline_seconds=RECORDING_SECONDS
+            )
             write_demonstrations(out, recorded)
     except (CheckpointError, DemonstrationError, EvaluationError, FamilyError, OSError) as error:
         raise CommandFailed(

@@ -208,7 +208,7 @@ def _load_family(
         family,
     )
     validated = [family.sets[task.task_id].metadata for task in family.tasks("validation")]
-    experts = [m.expert.return_mean for m in validated if m.expert and m.expert.return_mean]
+    experts = [m.expert_return for m in validated if m.expert_return]
     randoms = [m.random_return for m in validated if m.random_return is not None]
     first = family.tasks("validation")[0].task_id
     example = family.episodes(first, "query")[0]
@@ -284,9 +284,8 @@ def keep_expert(folder: Path, expert: ExpertRecord, experiment: Experiment) -> N
 
 def _record(train: DemonstrationSet, num_rows: int) -> ExpertRecord:
     metadata, returns = train.metadata, train.returns
-    expert = metadata.expert
-    mean = sum(returns) / len(returns)
-    if expert is not None and expert.return_mean is not None:
-        mean = expert.return_mean
+    mean = metadata.expert_return
+    if mean is None:
+        mean = sum(returns) / len(returns)
     rows = round(num_rows / len(returns))
     return ExpertRecord(train.trajectories[0], returns, mean, metadata.random_return, rows)

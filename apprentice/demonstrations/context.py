@@ -85,10 +85,9 @@ class ContextLibrary:
         return self._of_task[task_id]
 
     def returns(self, task_id: str) -> tuple[float | None, float | None]:
-        """Return the mean returns in a task of the expert that made its demonstrations and of random actions."""
+        """Return the mean returns in a task of the experts that made its demonstrations and of random actions."""
         metadata = self._sets[task_id].metadata
-        expert = metadata.expert
-        return None if expert is None else expert.return_mean, metadata.random_return
+        return metadata.expert_return, metadata.random_return
 
     def draw(self, task_id: str, size: int, seed: int) -> tuple[int, ...]:
         """Draw `size` different demonstrations of a task; the same seed draws the same, and a larger size more.

@@ -75,6 +75,8 @@ class DemonstrationMetadata(BaseModel):
     """How the environment was set up."""
     expert: Expert | None = None
     """Who acted, where that is known."""
+    other_experts: tuple[Expert, ...] = ()
+    """Who acted in turn with it, where several did."""
     random_return: float | None = None
     """Mean return of uniformly random actions in the same environment: where imitation starts from."""
     deterministic: bool | None = None
@@ -98,6 +100,13 @@ class DemonstrationMetadata(BaseModel):
                 raise ValueError(f"expected an environment spec, {error} is wrong") from None
             value = json.loads(json.dumps(value))  # lists for tuples, as it is read again
         return value
+
+    @property
+    def expert_return(self) -> float | None:
+        """The mean return of who acted; None where that of one of them is not known."""
+        experts = () if self.expert is None else (self.expert, *self.other_experts)
+        returns = [one.return_mean for one in experts if one.return_mean is not None]
+        return sum(returns) / len(returns) if returns and len(returns) == len(experts) else None
 
     @property
     def spec(self) -> EnvironmentSpec | None:

@@ -64,13 +64,14 @@ def record_demonstrations(
     recording = _Recording(
         policy, checkpoint, manifest, experiment, deterministic, deadline_seconds
     )
-    return recording.record(
-        [experiment.task], num_episodes, minimum_return, measured_episodes, first_seed
-    )[experiment.task]
+    tried = num_episodes if minimum_return is None else 5 * num_episodes
+    seeds = range(first_seed, first_seed + max(tried, measured_episodes))
+    found = recording.record({experiment.task: seeds}, num_episodes, minimum_return, tried)
+    return found[experiment.task]
 
 
 def record_family(
-    checkpoint: Path,
+    checkpoints: Sequence[Path],
     num_context: int,
     num_query: int,
     folder: Path,
@@ -80,37 +81,83 @@ def record_family(
     deadline_seconds: float = 3600.0,
     settings: FamilySettings | None = None,
 ) -> FamilyDemonstrations:
-    """Let a family's expert act in every task of every division; return what was written to `folder`.
+    """Let a family's experts act in every task of every division; return what was written to `folder`.
 
-    The division is that of `settings`, or the one that the expert learned on. Of each task the first `num_context`
-    episodes are to be shown, the next `num_query` to be imitated. Each has a
+    The division is that of `settings`, or the one that the first expert learned on. Of each task the first
+    `num_context` episodes are to be shown, the next `num_query` to be imitated; of either the experts act in turn, so
+    that what they do differently (which way an arm bends) does not look as if it told the task. Each episode has a
     seed of its own, from `first_seed` on, so that there are as many starts as episodes. Raises CheckpointError,
     EvaluationError and DemonstrationError.
     """
-    policy, manifest = load_policy(checkpoint)
-    experiment = experiment_of(manifest)
-    if not experiment.is_family:
-        raise DemonstrationError(
-            f"checkpoint: expected an expert of a family, found one of {experiment.task}"
-        )
     if folder.exists():
         raise DemonstrationError(f"{folder}: expected a path that is free, found something there")
-    settings = settings or experiment.environment.family
-    environment = experiment.environment.model_copy(update={"family": settings})
-    experiment = experiment.model_copy(update={"environment": environment})
-    split = task_split(experiment.task, settings)
-    recording = _Recording(
-        policy, checkpoint, manifest, experiment, deterministic, deadline_seconds
-    )
+    most = min(num_context, num_query)
+    if not 1 <= len(checkpoints) <= most:
+        raise DemonstrationError(
+            f"experts: expected 1 to {most}, as many as there are episodes of a task to be shown or to be imitated, "
+            f"found {len(checkpoints)}"
+        )
+    recordings: list[_Recording] = []
+    for checkpoint in checkpoints:
+        policy, manifest = load_policy(checkpoint)
+        experiment = experiment_of(manifest)
+        if not experiment.is_family:
+            raise DemonstrationError(
+                f"checkpoint: expected an expert of a family, found one of {experiment.task}"
+            )
+        settings = settings or experiment.environment.family
+        environment = experiment.environment.model_copy(update={"family": settings})
+        experiment = experiment.model_copy(update={"environment": environment})
+        recordings.append(
+            _Recording(policy, checkpoint, manifest, experiment, deterministic, deadline_seconds)
+        )
+        recordings[0].require_same(recordings[-1])
+    assert settings is not None
+    family = recordings[0].experiment.task
+    split = task_split(family, settings)
     num = num_context + num_query
     recorded = {}
     for name in SPLITS:
         tasks = [task.task_id for task in split.of(name)]
-        found = recording.record(tasks, num, None, num, first_seed)
-        recorded[name] = {task: (found[task], num_context) for task in tasks}
+        found = []
+        for turn, recording in enumerate(recordings):
+            places = _places(turn, len(recordings), num_context, num_query)
+            seeds = {
+                task: [first_seed + number * num + place for place in places]
+                for number, task in enumerate(tasks)
+            }
+            found.append(recording.record(seeds, len(places), None, len(places)))
+        recorded[name] = {
+            task: (_in_turn([sets[task] for sets in found]), num_context) for task in tasks
+        }
         first_seed += num * len(tasks)
-    write_family(folder, experiment.task, settings, split.digest(), recorded)
+    write_family(folder, family, settings, split.digest(), recorded)
     return read_family(folder)
+
+
+def _places(turn: int, num_experts: int, num_context: int, num_query: int) -> list[int]:
+    """Return which of a task's episodes an expert acts in."""
+    shown = range(turn, num_context, num_experts)
+    imitated = range(num_context + turn, num_context + num_query, num_experts)
+    return [*shown, *imitated]
+
+
+def _in_turn(sets: Sequence[DemonstrationSet]) -> DemonstrationSet:
+    """Return one task's episodes of several experts, in the order of their seeds."""
+    metadata = sets[0].metadata
+    others = [one.metadata.expert for one in sets[1:]]
+    sizes = [len(one.trajectories) for one in sets]
+    randoms = [one.metadata.random_return for one in sets]
+    episodes = [episode for one in sets for episode in one.trajectories]
+    return DemonstrationSet(
+        metadata.model_copy(
+            update={
+                "other_experts": tuple(expert for expert in others if expert is not None),
+                "random_return": float(np.average([r or 0.0 for r in randoms], weights=sizes)),
+            }
+        ),
+        tuple(sorted(episodes, key=lambda episode: episode.seed)),
+    )
 
 
 class _Recording:
@@ -125,36 +172,44 @@ class _Recording:
         deterministic: bool,
         deadline_seconds: float,
     ) -> None:
-        self._policy, self._experiment = policy, experiment
+        self._policy, self.experiment = policy, experiment
         self._checkpoint, self._manifest = checkpoint, manifest
         self._deterministic = deterministic
         self._deadline = time.monotonic() + deadline_seconds
 
+    def require_same(self, other: _Recording) -> None:
+        """Refuse an expert of another family, or one that acts otherwise."""
+        for key in ("task", "acting_keys", "environment"):
+            own, found = getattr(self.experiment, key), getattr(other.experiment, key)
+            if own != found:
+                raise DemonstrationError(
+                    f"{other._manifest.run}: {key}: expected {own} as of {self._manifest.run}, found {found}; record "
+                    "experts of one experiment together"
+                )
+
     def record(
         self,
-        tasks: Sequence[str],
+        seeds: Mapping[str, Sequence[int]],
         num_episodes: int,
         minimum_return: float | None,
-        num_measured: int,
-        first_seed: int,
+        tried: int,
     ) -> dict[str, DemonstrationSet]:
-        """Return episodes of each task, whose seeds follow those of the task before."""
-        tried = num_episodes if minimum_return is None else 5 * num_episodes
-        num = max(tried, num_measured)
-        firsts = {task: first_seed + number * num for number, task in enumerate(tasks)}
+        """Return `num_episodes` of each task, out of the first that are `tried`; all seeds measure the expert."""
+        tasks = list(seeds)
+        num = len(seeds[tasks[0]])
         evaluation = evaluate(
             self._policy,
             tasks,
-            {task: range(first, first + num) for task, first in firsts.items()},
-            observation=self._experiment.acting_keys,
-            settings=self._experiment.environment,
+            seeds,
+            observation=self.experiment.acting_keys,
+            settings=self.experiment.environment,
             deterministic=self._deterministic,
             keep_trajectories=tried if len(tasks) == 1 else num * len(tasks),
             deadline_seconds=self._left(),
         )
         own = {task: [e for e in evaluation.episodes if e.task == task] for task in tasks}
         kept = {task: _kept(own[task][:tried], num_episodes, minimum_return) for task in tasks}
-        randoms = self._random_returns(firsts, min(RANDOM_EPISODES, num))
+        randoms = self._random_returns(seeds)
         recorded = {}
         for task in tasks:
             mean = float(np.mean([episode.environment_return for episode in own[task]]))
@@ -165,7 +220,7 @@ class _Recording:
     def _metadata(
         self, task: str, expert_return: float, num_measured: int, random_return: float
     ) -> DemonstrationMetadata:
-        experiment = self._experiment
+        experiment = self.experiment
         spec = environment_spec(task, experiment.acting_keys, experiment.environment)
         return DemonstrationMetadata(
             environment=spec.to_dict(),
@@ -183,14 +238,14 @@ class _Recording:
             mujoco=importlib.metadata.version("mujoco"),
         )
 
-    def _random_returns(self, firsts: Mapping[str, int], num_episodes: int) -> dict[str, float]:
+    def _random_returns(self, seeds: Mapping[str, Sequence[int]]) -> dict[str, float]:
         """Return the mean return of uniformly random actions in each task, from its first seed on."""
-        experiment, tasks = self._experiment, list(firsts)
+        experiment, tasks = self.experiment, list(seeds)
         spec = environment_spec(tasks[0], experiment.acting_keys, experiment.environment)
         found = evaluate(
-            UniformPolicy(spec, seed=firsts[tasks[0]]),
+            UniformPolicy(spec, seed=seeds[tasks[0]][0]),
             tasks,
-            {task: range(first, first + num_episodes) for task, first in firsts.items()},
+            {task: own[:RANDOM_EPISODES] for task, own in seeds.items()},
             observation=("state",),
             settings=experiment.environment,
             deadline_seconds=self._left(),

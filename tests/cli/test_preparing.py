@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,7 +55,7 @@ class Trainer:
 
     def __init__(self, state: str = "finished") -> None:
         self.launches: list[Launch] = []
-        self.recorded: list[tuple[str, Path]] = []
+        self.recorded: list[tuple[object, ...]] = []
         self._state = state
 
     def watch(self, launch: Launch) -> Outcome:
@@ -74,8 +75,8 @@ class Trainer:
         kind = "finished" if self._state == "finished" else "interrupted"
         return Outcome(kind, "", "")
 
-    def record(self, experiment: Experiment, folder: RunFolder, out: Path) -> None:
-        self.recorded.append((folder.path.name, out))
+    def record(self, experiment: Experiment, folders: Sequence[RunFolder], out: Path) -> None:
+        self.recorded.append((*(folder.path.name for folder in folders), out))
         out.mkdir(parents=True)
 
 
@@ -112,7 +113,7 @@ def test_the_expert_learns_on_its_own_division_and_is_recorded_in_the_learners(
     monkeypatch.setattr(
         "apprentice.checkpoint.newest_checkpoint", lambda *_, **__: (tmp_path, None)
     )
-    cli.preparing._record(learner(tmp_path / "more"), launch.folder, tmp_path / "more")
+    cli.preparing._record(learner(tmp_path / "more"), [launch.folder], tmp_path / "more")
     assert recorded == ["arcs"]
 
 
@@ -126,6 +127,22 @@ def test_an_expert_is_trained_once_and_recorded_once(tmp_path: Path, trainer: Tr
     (tmp_path / "demos").rmdir()
     ready(experiment, tmp_path, trainer)
     assert (len(trainer.launches), len(trainer.recorded)) == (1, 2)
+
+
+def test_several_experts_differ_in_their_seeds_and_are_recorded_together(
+    tmp_path: Path, trainer: Trainer
+) -> None:
+    data = {"file": str(tmp_path / "demos"), "expert": "reacher_goal-expert", "recorded": 3}
+    experiment = learner(tmp_path / "demos", demonstrations={**data, "experts": 3})
+    ready(experiment, tmp_path, trainer)
+    assert [launch.experiment.seed for launch in trainer.launches] == [0, 1, 2]
+    runs = [launch.folder.path.name for launch in trainer.launches]
+    assert trainer.recorded == [(*runs, tmp_path / "demos")]
+    assert len(set(runs)) == 3
+    more = learner(tmp_path / "more", demonstrations={**data, "file": "more", "experts": 4})
+    with pytest.raises(CommandFailed, match="experts: expected at most 3, .*found 4"):
+        ready(more, tmp_path, trainer)
+    assert len(trainer.launches) == 3
 
 
 def test_the_experts_services_listen_where_the_learners_will(

@@ -263,7 +263,7 @@ def test_one_call_records_every_task_of_every_division_and_each_trajectory_once(
     told = {key: ["state", "task_parameters"] for key in ("policy", "critic", "discriminator")}
     family = {"family": SMALL.model_dump()}
     _, checkpoint = family_run(tmp_path, None, reads=told, environment=family)
-    found = record_family(checkpoint, 1, 1, tmp_path / "demos")
+    found = record_family([checkpoint], 1, 1, tmp_path / "demos")
     split = task_split("reacher_goal", SMALL)
     seen: list[bytes] = []
     seeds: list[int] = []
@@ -280,4 +280,46 @@ def test_one_call_records_every_task_of_every_division_and_each_trajectory_once(
     assert found.num_starting_alike() == 0
     assert found.index.split_digest == split.digest()
     with pytest.raises(DemonstrationError, match="expected a path that is free"):
-        record_family(checkpoint, 1, 1, tmp_path / "demos")
+        record_family([checkpoint], 1, 1, tmp_path / "demos")
+
+
+def test_several_experts_act_in_turn_and_their_mean_return_is_the_measure(tmp_path: Path) -> None:
+    told = {key: ["state", "task_parameters"] for key in ("policy", "critic", "discriminator")}
+    family = {"family": SMALL.model_dump()}
+    checkpoints = [
+        family_run(
+            tmp_path / str(size),
+            None,
+            reads=told,
+            environment=family,
+            network={"hidden_size": size},
+        )[1]
+        for size in (8, 16)
+    ]
+    both = record_family(checkpoints, 3, 2, tmp_path / "both")
+    alone = [
+        record_family([checkpoint], 3, 2, tmp_path / f"alone-{number}")
+        for number, checkpoint in enumerate(checkpoints)
+    ]
+    for task_id, found in both.sets.items():
+        actors = []
+        for place, episode in enumerate(found.trajectories):
+            first = [own.sets[task_id].trajectories[place].action[0] for own in alone]
+            actors.append(int(np.argmin([np.abs(one - episode.action[0]).max() for one in first])))
+        assert actors == [0, 1, 0, 0, 1]
+        metadata = found.metadata
+        assert metadata.expert is not None
+        experts = (metadata.expert, *metadata.other_experts)
+        assert len({expert.digest for expert in experts}) == len(experts) == 2
+        assert [expert.return_episodes for expert in experts] == [3, 2]
+        assert metadata.expert_return == pytest.approx(
+            sum(expert.return_mean or 0.0 for expert in experts) / 2
+        )
+    with pytest.raises(DemonstrationError, match="experts: expected 1 to 1, .*found 2"):
+        record_family(checkpoints, 2, 1, tmp_path / "other")
+    alien = family_run(
+        tmp_path / "alien", None, reads=told, environment={**family, "action_repeat": 2}
+    )[1]
+    with pytest.raises(DemonstrationError, match="environment: expected .* record experts of one"):
+        record_family([checkpoints[0], alien], 2, 2, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
