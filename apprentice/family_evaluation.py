@@ -160,6 +160,8 @@ def method_label(experiment: Experiment) -> str:
     if any(decays):
         parts.append("decay{:g}+{:g}".format(*decays))
     data = imitation.demonstrations
+    if data.experts > 1:
+        parts.append(f"{data.experts}experts")
     if data.episodes is not None or data.subsampling > 1:
         parts.append(f"{data.episodes or 'all'}x{data.subsampling}")
     return "-".join(parts)
