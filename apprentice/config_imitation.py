@@ -45,7 +45,8 @@ class DemonstrationSettings(Settings):
     expert: str | None = None
     """Experiment that trains the expert; where `file` is missing, `apprentice up` trains and records it first."""
     experts: int = Field(1, ge=1, le=16)
-    """Experts of a family who are trained and recorded in turn then, with seeds counted from the experiment's own."""
+    """Experts of a family who act in turn in what is recorded then, with seeds counted up from that of `expert`'s file;
+    where `file` is there, as many must have acted in it."""
     recorded: int = Field(16, ge=1, le=1000)
     """Episodes that are recorded of it then; of a family's tasks, as many to be shown and as many to be imitated."""
     episodes: int | None = Field(None, ge=1)

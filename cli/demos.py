@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         required=True,
         nargs="+",
+        action="extend",
         metavar="ID",
         help="RUN:latest, RUN:STEP, …; of a family several, which act in turn",
     )
@@ -333,6 +334,8 @@ def _show_family(path: Path, family: FamilyDemonstrations) -> None:
                 f"{split}: {len(tasks)} tasks, {shown} episodes to be shown and {len(returns) - shown} to be imitated, "
                 f"returns: mean {sum(returns) / len(returns):.1f}, {min(returns):.1f} to {max(returns):.1f}"
             )
+    acted = {expert.run: None for one in family.sets.values() for expert in one.metadata.experts}
+    print(f"experts: {', '.join(acted) or 'not known'}")
     if alike := family.num_starting_alike():
         print(
             f"{alike} episodes start as one of another task does: record them with seeds of their own"
@@ -371,7 +374,7 @@ def _show(path: Path, demonstrations: DemonstrationSet) -> None:
     print(
         f"returns: mean {sum(returns) / len(returns):.1f}, {min(returns):.1f} to {max(returns):.1f}"
     )
-    for expert in () if metadata.expert is None else (metadata.expert, *metadata.other_experts):
+    for expert in metadata.experts:
         print(f"expert {expert.run} at step {expert.steps}, manifest {expert.digest[:16]}")
         if expert.return_mean is not None:
             print(

@@ -80,8 +80,8 @@ def _finished_run(
         status = folder.read_status()
         if status is None or status.state != "finished":
             raise CommandFailed(
-                f"the expert {expert.name} is not finished, so that there are no demonstrations to learn from; "
-                "the same command goes on with it",
+                f"the expert {expert.name}, seed {expert.seed}, is not finished: there are no demonstrations to "
+                "learn from; the same command goes on with it",
                 exit_code_of(outcome) or exit_codes.FAILED,
             )
     assert folder is not None
@@ -143,13 +143,19 @@ def _number_problem(experiment: Experiment) -> str | None:
 
 def _experts_problem(experiment: Experiment) -> str | None:
     settings = experiment.imitation.demonstrations
-    most = settings.recorded if experiment.is_family else 1
-    if settings.experts <= most:
-        return None
-    why = (
-        "imitation.demonstrations.recorded" if experiment.is_family else "a task that is no family"
-    )
-    return f"imitation.demonstrations.experts: expected at most {most}, with {why}, found {settings.experts}"
+    if not experiment.is_family:
+        limits: dict[str, int | None] = {f"{experiment.task}, which is no family, has": 1}
+    else:
+        limits = {
+            "imitation.demonstrations.recorded is": settings.recorded,
+            "imitation.demonstrations.episodes is": settings.episodes,
+        }
+        if experiment.infers_task:
+            limits["context.episodes is"] = experiment.context.episodes
+    for why, most in limits.items():
+        if most is not None and settings.experts > most:
+            return f"imitation.demonstrations.experts: expected at most {most}, as {why}, found {settings.experts}"
+    return None
 
 
 def _with_services(experiment: Experiment, other: Experiment) -> Experiment:

@@ -208,7 +208,7 @@ def _load_family(
         family,
     )
     validated = [family.sets[task.task_id].metadata for task in family.tasks("validation")]
-    experts = [m.expert_return for m in validated if m.expert_return]
+    experts = [m.expert_return for m in validated if m.expert_return is not None]
     randoms = [m.random_return for m in validated if m.random_return is not None]
     first = family.tasks("validation")[0].task_id
     example = family.episodes(first, "query")[0]

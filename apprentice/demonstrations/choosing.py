@@ -156,6 +156,12 @@ def require_family(experiment: Experiment) -> FamilyDemonstrations:
             )
     for task_id, demonstrations in family.sets.items():
         require_fit(task_id, demonstrations, experiment)
+        num = len(demonstrations.metadata.experts)
+        if num not in (0, settings.experts):
+            raise DemonstrationError(
+                f"imitation.demonstrations.experts: expected {num}, as many as acted in {settings.file}, found "
+                f"{settings.experts}; name another file, or set it to {num}"
+            )
     fewest = min(len(task.query) for task in family.tasks("train"))
     if settings.episodes is not None and settings.episodes > fewest:
         raise DemonstrationError(

@@ -61,7 +61,7 @@ def export_npz(path: Path, demonstrations: DemonstrationSet) -> None:
     for key in episodes[0].model_fields:
         arrays[f"model_fields.{key}"] = np.stack([e.model_fields[key] for e in episodes])
     share = {"clipped_share": demonstrations.clipped_share}
-    metadata = demonstrations.metadata.model_copy(update=share).model_dump_json().encode()
+    metadata = demonstrations.metadata.model_copy(update=share).to_json().encode()
     arrays["metadata"] = np.frombuffer(metadata, np.uint8)
     stage = path.with_name(f".{path.name}.{os.getpid()}.stage")
     try:

@@ -103,10 +103,23 @@ class DemonstrationMetadata(BaseModel):
 
     @property
     def expert_return(self) -> float | None:
-        """The mean return of who acted; None where that of one of them is not known."""
-        experts = () if self.expert is None else (self.expert, *self.other_experts)
-        returns = [one.return_mean for one in experts if one.return_mean is not None]
-        return sum(returns) / len(returns) if returns and len(returns) == len(experts) else None
+        """The mean return over the episodes of all who acted; None where that of one of them is not known."""
+        returns = [one.return_mean for one in self.experts if one.return_mean is not None]
+        if not returns or len(returns) < len(self.experts):
+            return None
+        weights = [one.return_episodes for one in self.experts]
+        if not all(weights):
+            weights = [1] * len(weights)
+        return float(np.average(returns, weights=weights))
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """Who acted; empty where that is not known."""
+        return () if self.expert is None else (self.expert, *self.other_experts)
+
+    def to_json(self) -> str:
+        """Return it as files hold it: of one expert as before there could be several."""
+        return self.model_dump_json(exclude=None if self.other_experts else {"other_experts"})
 
     @property
     def spec(self) -> EnvironmentSpec | None:

@@ -83,19 +83,19 @@ def record_family(
 ) -> FamilyDemonstrations:
     """Let a family's experts act in every task of every division; return what was written to `folder`.
 
-    The division is that of `settings`, or the one that the first expert learned on. Of each task the first
-    `num_context` episodes are to be shown, the next `num_query` to be imitated; of either the experts act in turn, so
-    that what they do differently (which way an arm bends) does not look as if it told the task. Each episode has a
-    seed of its own, from `first_seed` on, so that there are as many starts as episodes. Raises CheckpointError,
-    EvaluationError and DemonstrationError.
+    The division is that of `settings`, or the one that the first expert learned on; those of the others do not count.
+    Of each task the first `num_context` episodes are to be shown, the next `num_query` to be imitated; of either the
+    experts act in turn, so that what they do differently (which way an arm bends) does not look as if it told the
+    task. Each episode has a seed of its own, from `first_seed` on, so that there are as many starts as episodes.
+    Raises CheckpointError, EvaluationError and DemonstrationError.
     """
     if folder.exists():
         raise DemonstrationError(f"{folder}: expected a path that is free, found something there")
     most = min(num_context, num_query)
     if not 1 <= len(checkpoints) <= most:
         raise DemonstrationError(
-            f"experts: expected 1 to {most}, as many as there are episodes of a task to be shown or to be imitated, "
-            f"found {len(checkpoints)}"
+            f"checkpoints: expected 1 to {most}, as many as there are episodes of a task to be shown or "
+            f"imitated, found {len(checkpoints)}"
         )
     recordings: list[_Recording] = []
     for checkpoint in checkpoints:
@@ -178,7 +178,11 @@ class _Recording:
         self._deadline = time.monotonic() + deadline_seconds
 
     def require_same(self, other: _Recording) -> None:
-        """Refuse an expert of another family, or one that acts otherwise."""
+        """Refuse an expert of another family, one that acts otherwise, and one that is the same."""
+        if other is not self and other._checkpoint.resolve() == self._checkpoint.resolve():
+            raise DemonstrationError(
+                f"{other._manifest.run}: expected other experts to act in turn with, found the same one twice"
+            )
         for key in ("task", "acting_keys", "environment"):
             own, found = getattr(self.experiment, key), getattr(other.experiment, key)
             if own != found:
@@ -194,7 +198,7 @@ class _Recording:
         minimum_return: float | None,
         tried: int,
     ) -> dict[str, DemonstrationSet]:
-        """Return `num_episodes` of each task, out of the first that are `tried`; all seeds measure the expert."""
+        """Return `num_episodes` of each task, out of the first `tried`; all seeds measure the expert."""
         tasks = list(seeds)
         num = len(seeds[tasks[0]])
         evaluation = evaluate(

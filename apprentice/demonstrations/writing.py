@@ -30,9 +30,7 @@ def write_demonstrations(path: Path, demonstrations: DemonstrationSet) -> None:
             file.attrs["total_episodes"] = len(demonstrations.trajectories)
             file.attrs["total_steps"] = demonstrations.num_steps
             share = {"clipped_share": demonstrations.clipped_share}
-            file.attrs[METADATA] = demonstrations.metadata.model_copy(
-                update=share
-            ).model_dump_json()
+            file.attrs[METADATA] = demonstrations.metadata.model_copy(update=share).to_json()
             for number, episode in enumerate(demonstrations.trajectories):
                 _write_episode(file, number, episode)
         with stage.open("rb") as written:

@@ -20,7 +20,12 @@ from apprentice.demonstrations.family import (
     read_family,
     write_family,
 )
-from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
+from apprentice.demonstrations.format import (
+    DemonstrationError,
+    DemonstrationMetadata,
+    DemonstrationSet,
+    Expert,
+)
 from apprentice.demonstrations.recording import record_family
 from apprentice.environments.families import Task, load_family, task_split
 from apprentice.types import ArraySpec
@@ -194,6 +199,45 @@ def test_a_family_s_demonstrations_must_be_of_its_division(tmp_path: Path) -> No
         require_demonstrations(imitates(tmp_path / "whole", episodes=3))
 
 
+def acted(*experts: tuple[float | None, int]) -> DemonstrationMetadata:
+    found = [
+        Expert(run=f"r{n}", steps=1, digest=f"{n}" * 64, return_mean=mean, return_episodes=episodes)
+        for n, (mean, episodes) in enumerate(experts)
+    ]
+    return demonstrations().metadata.model_copy(
+        update={"expert": found[0] if found else None, "other_experts": tuple(found[1:])}
+    )
+
+
+def test_the_return_of_several_experts_is_over_all_their_episodes() -> None:
+    assert acted((10.0, 3), (20.0, 1)).expert_return == 12.5
+    assert acted((10.0, 0), (20.0, 1)).expert_return == 15.0
+    assert acted((0.0, 3)).expert_return == 0.0
+    assert acted((10.0, 3), (None, 0)).expert_return is None
+    assert acted().expert_return is None
+    assert "other_experts" not in acted((10.0, 3)).to_json()
+    two = acted((10.0, 3), (20.0, 1))
+    assert DemonstrationMetadata.model_validate_json(two.to_json()) == two
+
+
+def test_as_many_experts_must_have_acted_as_the_experiment_says(tmp_path: Path) -> None:
+    def by_two(recorded: Recorded) -> None:
+        for tasks in recorded.values():
+            for task_id, (found, num) in tasks.items():
+                metadata = found.metadata.model_copy(
+                    update={
+                        key: getattr(acted((10.0, 2), (20.0, 2)), key)
+                        for key in ("expert", "other_experts")
+                    }
+                )
+                tasks[task_id] = (replace(found, metadata=metadata), num)
+
+    reacher(tmp_path / "two", SETTINGS, by_two)
+    require_demonstrations(imitates(tmp_path / "two", experts=2))
+    with pytest.raises(DemonstrationError, match=r"experts: expected 2, .*found 1; .*set it to 2"):
+        require_demonstrations(imitates(tmp_path / "two"))
+
+
 SMALL = FamilySettings(split="continuous", num_train=2, num_validation=1, num_test=1)
 
 
@@ -312,14 +356,13 @@ def test_several_experts_act_in_turn_and_their_mean_return_is_the_measure(tmp_pa
         experts = (metadata.expert, *metadata.other_experts)
         assert len({expert.digest for expert in experts}) == len(experts) == 2
         assert [expert.return_episodes for expert in experts] == [3, 2]
-        assert metadata.expert_return == pytest.approx(
-            sum(expert.return_mean or 0.0 for expert in experts) / 2
-        )
-    with pytest.raises(DemonstrationError, match="experts: expected 1 to 1, .*found 2"):
+    with pytest.raises(DemonstrationError, match="checkpoints: expected 1 to 1, .*found 2"):
         record_family(checkpoints, 2, 1, tmp_path / "other")
     alien = family_run(
         tmp_path / "alien", None, reads=told, environment={**family, "action_repeat": 2}
     )[1]
     with pytest.raises(DemonstrationError, match="environment: expected .* record experts of one"):
         record_family([checkpoints[0], alien], 2, 2, tmp_path / "other")
+    with pytest.raises(DemonstrationError, match="found the same one twice"):
+        record_family([checkpoints[0]] * 2, 2, 2, tmp_path / "other")
     assert not (tmp_path / "other").exists()
