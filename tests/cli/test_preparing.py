@@ -179,7 +179,7 @@ def test_an_expert_that_was_interrupted_is_gone_on_with(
     experiment = learner(tmp_path / "demos")
     interrupted, finishes = Trainer("stopped"), Trainer()
     monkeypatch.setattr(cli.preparing, "_record", finishes.record)
-    with pytest.raises(CommandFailed, match="reacher_goal-expert is not finished"):
+    with pytest.raises(CommandFailed, match="reacher_goal-expert, seed 0, is not finished"):
         ready(experiment, tmp_path, interrupted)
     ready(experiment, tmp_path, finishes)
     assert finishes.launches[0].folder.path == interrupted.launches[0].folder.path
