@@ -476,6 +476,27 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
+    def _sees_every_expert(self) -> Experiment:
+        demonstrations = self.imitation.demonstrations
+        name, num = "imitation.demonstrations.experts", demonstrations.experts
+        if num > 1 and not self.is_family:
+            raise ValueError(
+                f"{name}: expected 1 with {self.task}, which is no family; found {num}"
+            )
+        limits = {
+            "imitation.demonstrations.recorded": demonstrations.recorded,
+            "imitation.demonstrations.episodes": demonstrations.episodes,
+            "context.episodes": self.context.episodes if self.infers_task else None,
+        }
+        for key, most in limits.items():
+            if most is not None and num > most:
+                raise ValueError(
+                    f"{name}: expected at most {most}, as many as {key} says, or some would not be seen; found {num}: "
+                    f"raise {key}, or imitate fewer experts"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _begins_with_what_it_can(self) -> Experiment:
         learner = self.learner
         if learner.warm_start is None:

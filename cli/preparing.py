@@ -91,7 +91,7 @@ def _finished_run(
 def _require_fitting(experiment: Experiment, expert: Experiment) -> None:
     """Refuse what the learner would refuse once the demonstrations are there."""
     problem = _division_problem(experiment) or _expert_problem(experiment, expert)
-    problem = problem or _number_problem(experiment) or _experts_problem(experiment)
+    problem = problem or _number_problem(experiment)
     if problem is not None:
         raise CommandFailed(problem, exit_codes.CONFIGURATION)
 
@@ -138,23 +138,6 @@ def _number_problem(experiment: Experiment) -> str | None:
                 f"{key}: expected at most {settings.recorded} demonstrations, as many as "
                 f"imitation.demonstrations.recorded lets the expert make, found {number}"
             )
-    return None
-
-
-def _experts_problem(experiment: Experiment) -> str | None:
-    settings = experiment.imitation.demonstrations
-    if not experiment.is_family:
-        limits: dict[str, int | None] = {f"{experiment.task}, which is no family, has": 1}
-    else:
-        limits = {
-            "imitation.demonstrations.recorded is": settings.recorded,
-            "imitation.demonstrations.episodes is": settings.episodes,
-        }
-        if experiment.infers_task:
-            limits["context.episodes is"] = experiment.context.episodes
-    for why, most in limits.items():
-        if most is not None and settings.experts > most:
-            return f"imitation.demonstrations.experts: expected at most {most}, as {why}, found {settings.experts}"
     return None
 
 

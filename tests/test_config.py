@@ -110,6 +110,16 @@ def test_a_decay_that_leaves_nothing_of_the_weights_is_refused(
     settings.model_validate({rate: 1e-3, decay: 999.0})
 
 
+def test_several_experts_of_a_task_that_is_no_family_are_refused() -> None:
+    several = {"method": "dac", "demonstrations": {"experts": 2}}
+    with pytest.raises(
+        ValidationError, match="expected 1 with cartpole-swingup, which is no family"
+    ):
+        Experiment.model_validate(
+            {"name": "test", "task": "cartpole-swingup", "imitation": several}
+        )
+
+
 def test_contiguous_pieces_may_be_as_long_as_a_segment() -> None:
     assert ReplaySettings(sampling="segments", sampled_length=32).sampled_length == 32
 

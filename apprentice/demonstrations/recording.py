@@ -66,8 +66,9 @@ def record_demonstrations(
     )
     tried = num_episodes if minimum_return is None else 5 * num_episodes
     seeds = range(first_seed, first_seed + max(tried, measured_episodes))
-    found = recording.record({experiment.task: seeds}, num_episodes, minimum_return, tried)
-    return found[experiment.task]
+    of_task = {experiment.task: seeds}
+    randoms = recording.random_returns(of_task)
+    return recording.record(of_task, randoms, num_episodes, minimum_return, tried)[experiment.task]
 
 
 def record_family(
@@ -118,19 +119,20 @@ def record_family(
     num = num_context + num_query
     recorded = {}
     for name in SPLITS:
-        tasks = [task.task_id for task in split.of(name)]
+        seeds = {
+            task.task_id: range(first_seed + number * num, first_seed + (number + 1) * num)
+            for number, task in enumerate(split.of(name))
+        }
+        randoms = recordings[0].random_returns(seeds)
         found = []
         for turn, recording in enumerate(recordings):
             places = _places(turn, len(recordings), num_context, num_query)
-            seeds = {
-                task: [first_seed + number * num + place for place in places]
-                for number, task in enumerate(tasks)
-            }
-            found.append(recording.record(seeds, len(places), None, len(places)))
+            own = {task: [seeds[task][place] for place in places] for task in seeds}
+            found.append(recording.record(own, randoms, len(places)))
         recorded[name] = {
-            task: (_in_turn([sets[task] for sets in found]), num_context) for task in tasks
+            task: (_in_turn([sets[task] for sets in found]), num_context) for task in seeds
         }
-        first_seed += num * len(tasks)
+        first_seed += num * len(seeds)
     write_family(folder, family, settings, split.digest(), recorded)
     return read_family(folder)
 
@@ -144,20 +146,10 @@ def _places(turn: int, num_experts: int, num_context: int, num_query: int) -> li
 
 def _in_turn(sets: Sequence[DemonstrationSet]) -> DemonstrationSet:
     """Return one task's episodes of several experts, in the order of their seeds."""
-    metadata = sets[0].metadata
-    others = [one.metadata.expert for one in sets[1:]]
-    sizes = [len(one.trajectories) for one in sets]
-    randoms = [one.metadata.random_return for one in sets]
+    others = tuple(expert for one in sets[1:] for expert in one.metadata.experts)
+    metadata = sets[0].metadata.model_copy(update={"other_experts": others})
     episodes = [episode for one in sets for episode in one.trajectories]
-    return DemonstrationSet(
-        metadata.model_copy(
-            update={
-                "other_experts": tuple(expert for expert in others if expert is not None),
-                "random_return": float(np.average([r or 0.0 for r in randoms], weights=sizes)),
-            }
-        ),
-        tuple(sorted(episodes, key=lambda episode: episode.seed)),
-    )
+    return DemonstrationSet(metadata, tuple(sorted(episodes, key=lambda episode: episode.seed)))
 
 
 class _Recording:
@@ -194,12 +186,16 @@ class _Recording:
     def record(
         self,
         seeds: Mapping[str, Sequence[int]],
+        randoms: Mapping[str, float],
         num_episodes: int,
-        minimum_return: float | None,
-        tried: int,
+        minimum_return: float | None = None,
+        tried: int | None = None,
     ) -> dict[str, DemonstrationSet]:
-        """Return `num_episodes` of each task, out of the first `tried`; all seeds measure the expert."""
-        tasks = list(seeds)
+        """Return `num_episodes` of each task, out of the first `tried`; all seeds measure the expert.
+
+        `randoms` is what random actions earn in each.
+        """
+        tasks, tried = list(seeds), num_episodes if tried is None else tried
         num = len(seeds[tasks[0]])
         evaluation = evaluate(
             self._policy,
@@ -213,7 +209,6 @@ class _Recording:
         )
         own = {task: [e for e in evaluation.episodes if e.task == task] for task in tasks}
         kept = {task: _kept(own[task][:tried], num_episodes, minimum_return) for task in tasks}
-        randoms = self._random_returns(seeds)
         recorded = {}
         for task in tasks:
             mean = float(np.mean([episode.environment_return for episode in own[task]]))
@@ -242,7 +237,7 @@ class _Recording:
             mujoco=importlib.metadata.version("mujoco"),
         )
 
-    def _random_returns(self, seeds: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    def random_returns(self, seeds: Mapping[str, Sequence[int]]) -> dict[str, float]:
         """Return the mean return of uniformly random actions in each task, from its first seed on."""
         experiment, tasks = self.experiment, list(seeds)
         spec = environment_spec(tasks[0], experiment.acting_keys, experiment.environment)

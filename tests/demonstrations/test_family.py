@@ -356,6 +356,7 @@ def test_several_experts_act_in_turn_and_their_mean_return_is_the_measure(tmp_pa
         experts = (metadata.expert, *metadata.other_experts)
         assert len({expert.digest for expert in experts}) == len(experts) == 2
         assert [expert.return_episodes for expert in experts] == [3, 2]
+        assert metadata.random_return == alone[0].sets[task_id].metadata.random_return
     with pytest.raises(DemonstrationError, match="checkpoints: expected 1 to 1, .*found 2"):
         record_family(checkpoints, 2, 1, tmp_path / "other")
     alien = family_run(
