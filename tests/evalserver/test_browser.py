@@ -45,6 +45,15 @@ FLAGS = (
     "--window-size=1280,1700",
 )
 SECONDS = 30.0
+ACTOR = {
+    "slot": 0,
+    "host": "a-host-whose-name-is-as-long-as-those-of-some-clusters-are",
+    "steps": 1_234_567,
+    "steps_per_second": 123.4,
+    "policy_version": 1234,
+    "heartbeat_age_seconds": 12.5,
+    "faults": 0,
+}
 INSIDE = ("about", "blob", "chrome", "data")
 """Addresses of what a browser holds itself."""
 
@@ -86,6 +95,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state="training",
         steps=100,
         max_steps=1000,
+        actors=(ACTOR,),
     )
     folder.write_status(status)
     return runs
@@ -308,10 +318,13 @@ def test_nothing_is_cut_off_and_everything_can_be_read(
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", features)
         for folder in runs.iterdir():
             browser.get(f"http://127.0.0.1:{server.port}/?run={folder.name}")
+            # `get` can come back before the stylesheet is there.
+            wait_until_it_shows(browser, folder.name)
             sizes = browser.execute_script(
                 "return [document.documentElement.scrollWidth, window.innerWidth]"
             )
-            assert sizes[0] <= sizes[1] == width, folder.name
+            found = f"{folder.name} {sizes}: {what_is_wider(browser)}"
+            assert sizes[0] <= sizes[1] == width, found
         colours = browser.execute_script("""
             const style = getComputedStyle(document.body);
             return [style.color, style.backgroundColor].map(c => c.match(/\\d+/g).slice(0, 3).map(Number));
@@ -319,6 +332,16 @@ def test_nothing_is_cut_off_and_everything_can_be_read(
         text, ground = (relative_luminance(colour) for colour in colours)
         assert (text > ground) == (scheme == "dark")
         assert (max(text, ground) + 0.05) / (min(text, ground) + 0.05) >= 7.0  # WCAG 2.2, AAA
+
+
+def what_is_wider(browser: Chrome) -> list[str]:
+    """Return the elements beyond the window's right edge, but for what scrolls by itself, and from where to where."""
+    return browser.execute_script("""
+        return [...document.querySelectorAll("*")]
+            .map(element => [element, element.getBoundingClientRect()])
+            .filter(([element, box]) => box.right > innerWidth && !element.closest(".wide *, .runs *"))
+            .map(([element, box]) => `${element.tagName}.${element.className}: ${box.left} to ${box.right}`);
+    """)
 
 
 def relative_luminance(colour: list[int]) -> float:
