@@ -268,7 +268,7 @@ def test_a_division_and_a_task_that_a_family_does_not_have_are_refused() -> None
 def test_what_a_fixed_division_does_not_heed_is_refused() -> None:
     heeds = ["environment.family.split=continuous", "environment.family.num_train=4"]
     load_experiment("reacher_goal-expert", None, heeds)
-    for division in ("standard", "arcs"):
+    for division in ("standard", "arcs", "arcs_turned"):
         problems = _problems(
             "reacher_goal-expert", f"environment.family.split={division}", *heeds[1:]
         )

@@ -97,8 +97,9 @@ class ReacherGoal(Family):
         "standard": "16 train goals at even multiples of pi / 16, 16 test goals at odd ones, 8 validation goals too",
         "continuous": "goals drawn uniformly from the circle, as many as num_train, num_validation, num_test say",
         "arcs": "16 train goals on four arcs, 16 test goals on the other four, at least 0.07 m from any train goal",
+        "arcs_turned": "arcs turned by 45 degrees: train goals where its test goals' arcs are, and the reverse",
     }
-    fixed_splits = frozenset({"standard", "arcs"})
+    fixed_splits = frozenset({"standard", "arcs", "arcs_turned"})
 
     def goal(self, angle: float) -> Task:
         """Return the task with the goal at an angle in radians."""
@@ -116,7 +117,9 @@ class ReacherGoal(Family):
             train, validation, test = self.drawn(settings, draw)
             return TaskSplit(tuple(train), tuple(validation), tuple(test))
         if settings.split == "arcs":
-            return _arcs(self)
+            return _arcs(self, 0.0)
+        if settings.split == "arcs_turned":
+            return _arcs(self, math.pi / 4)
         turn = 2 * math.pi / 32
         return TaskSplit(
             tuple(self.goal(2 * number * turn) for number in range(16)),
@@ -136,8 +139,10 @@ class ReacherGoal(Family):
         )
 
 
-def _arcs(family: ReacherGoal) -> TaskSplit:
+def _arcs(family: ReacherGoal, turn: float) -> TaskSplit:
     """Return four train goals on each of four arcs, test goals in the gaps, validation goals among train's.
+
+    The first arc's middle lies `turn` radians from the x axis.
 
     A chord of 0.07 m spans 0.351 rad: train goals lie within 0.17 rad of an arc's middle, test goals within 0.24 of
     a gap's, which leaves 0.375 rad between.
@@ -147,7 +152,7 @@ def _arcs(family: ReacherGoal) -> TaskSplit:
     test = [(q + 0.5) * quarter + t for q in range(4) for t in (-0.24, -0.08, 0.08, 0.24)]
     validation = [q * quarter + t for q in range(4) for t in (-0.11, 0.11)]
     divisions = [
-        tuple(family.goal(angle) for angle in angles) for angles in (train, validation, test)
+        tuple(family.goal(turn + angle) for angle in angles) for angles in (train, validation, test)
     ]
     return TaskSplit(*divisions)
 

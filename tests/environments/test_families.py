@@ -114,8 +114,9 @@ def test_reacher_goals_lie_where_they_should() -> None:
     assert test.tolist() == list(range(1, 32, 2))
 
 
-def test_arcs_hold_test_goals_far_from_train_goals() -> None:
-    split = task_split("reacher_goal", FamilySettings(split="arcs"))
+@pytest.mark.parametrize("division", ["arcs", "arcs_turned"])
+def test_arcs_hold_test_goals_far_from_train_goals(division: str) -> None:
+    split = task_split("reacher_goal", FamilySettings(split=division))
     assert [len(split.of(name)) for name in SPLITS] == [16, 8, 16]
 
     def nearest(tasks: tuple[Task, ...]) -> float:
@@ -127,6 +128,15 @@ def test_arcs_hold_test_goals_far_from_train_goals() -> None:
     assert (
         nearest(split.validation) < 0.07
     )  # settings may be chosen by those without touching the held-out arcs
+
+
+def test_turned_arcs_test_where_the_others_train() -> None:
+    arcs = task_split("reacher_goal", FamilySettings(split="arcs"))
+    turned = task_split("reacher_goal", FamilySettings(split="arcs_turned"))
+    for trained, tested in ((arcs.train, turned.test), (turned.train, arcs.test)):
+        apart = angles_of(trained)[:, None] - angles_of(tested)[None, :]
+        nearest = np.abs((apart + math.pi) % (2 * math.pi) - math.pi).min(axis=1)
+        assert nearest.max() < 0.1  # radians; an arc's goals lie 0.48 or less from end to end
 
 
 @pytest.mark.parametrize("family", FAMILIES)
