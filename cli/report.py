@@ -37,9 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, default=40, metavar="N")
     parser.add_argument(
         "--measure",
-        choices=("final", "curve"),
+        choices=("final", "curve", "evaluations"),
         default="final",
-        help="the final policy, evaluated now, or the mean of the run's own evaluations: how fast it learned",
+        help="the final policy, evaluated now; the mean of the run's own evaluations: how fast it learned; or each of "
+        "those, a row for each: its learning curve",
     )
     parser.add_argument(
         "--against",
@@ -76,8 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         rows = {row.key: row for row in read_results(arguments.csv)}
     except ResultsError as error:
         raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
-    for path in arguments.runs:
-        row = _measure(path, arguments)
+    for path, row in ((path, row) for path in arguments.runs for row in _measure(path, arguments)):
         before = rows.get(row.key)
         if before is not None and before.command != row.command:
             raise CommandFailed(
@@ -117,7 +117,7 @@ def put_table(table: str, path: Path) -> None:
     path.write_text(f"{before}{BEGIN}\n\n{table}\n{END}{after}")
 
 
-def _measure(path: Path, arguments: argparse.Namespace) -> LearningRow:
+def _measure(path: Path, arguments: argparse.Namespace) -> list[LearningRow]:
     """Evaluate a run's final policy: never the best, which would select on the environment's reward."""
     folder, checkpoint, experiment = finished_run(path)
     if experiment.infers_task:
@@ -126,12 +126,26 @@ def _measure(path: Path, arguments: argparse.Namespace) -> LearningRow:
             "measures it",
             exit_codes.CONFIGURATION,
         )
-    if arguments.measure == "curve":
-        value = _mean_of_evaluations(folder)
+    bc, repeat = experiment.imitation.method == "bc", experiment.environment.action_repeat
+    budget = 0 if bc else experiment.learner.max_steps * repeat
+    if arguments.measure == "final":
+        values = {budget: return_of(checkpoint, experiment, arguments.episodes)}
+    elif arguments.measure == "curve":
+        means = _evaluations(folder).values()
+        values = {budget: sum(means) / len(means)}
+    elif bc:
+        raise CommandFailed(
+            f"{path}: --measure evaluations: expected a run whose policy acts while it learns, found one of `bc`, "
+            "which uses no environment frames",
+            exit_codes.CONFIGURATION,
+        )
     else:
-        value = return_of(checkpoint, experiment, arguments.episodes)
+        values = {steps * repeat: value for steps, value in _evaluations(folder).items()}
     expert = _expert_of(folder)
-    return _row(folder, experiment, value, expert, arguments)
+    return [
+        _row(folder, experiment, frames, value, expert, arguments)
+        for frames, value in values.items()
+    ]
 
 
 def finished_run(path: Path) -> tuple[RunFolder, Path, Experiment]:
@@ -158,18 +172,18 @@ def finished_run(path: Path) -> tuple[RunFolder, Path, Experiment]:
     return folder, found[0], experiment
 
 
-def _mean_of_evaluations(folder: RunFolder) -> float:
-    """Return the mean over a run's periodic evaluations of their mean returns."""
-    means: list[float] = []
+def _evaluations(folder: RunFolder) -> dict[int, float]:
+    """Return the mean return of each of a run's periodic evaluations, by agent steps."""
+    means: dict[int, float] = {}
     for path in sorted(folder.evaluations.glob("step-*.json")):
-        returns = json.loads(path.read_text())["returns"]
-        means.append(sum(returns) / len(returns))
+        found = json.loads(path.read_text())
+        means[found["steps"]] = sum(found["returns"]) / len(found["returns"])
     if not means:
         raise CommandFailed(
-            f"{folder.path}: expected evaluations to take the mean of, found none",
+            f"{folder.path}: expected evaluations that the run made, found none",
             exit_codes.CONFIGURATION,
         )
-    return sum(means) / len(means)
+    return means
 
 
 def return_of(checkpoint: Path, experiment: Experiment, episodes: int) -> float:
@@ -191,6 +205,7 @@ def return_of(checkpoint: Path, experiment: Experiment, episodes: int) -> float:
 def _row(
     folder: RunFolder,
     experiment: Experiment,
+    frames: int,
     value: float,
     expert: dict[str, Any],
     arguments: argparse.Namespace,
@@ -218,9 +233,7 @@ def _row(
         num,
         int(expert.get("rows", 0)),
         experiment.seed,
-        0
-        if imitation.method == "bc"
-        else experiment.learner.max_steps * experiment.environment.action_repeat,
+        frames,
         value,
         best,
         worst,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,24 @@ def test_only_finished_runs_are_measured(tmp_path: Path, capsys: Any) -> None:
     both = ["--label", "sac.gamma", "--label", "seed", "--episodes", "2"]
     assert main(["report", str(run), "--csv", str(results), *both]) == 0
     assert "sac:0.99:0" in {one.method for one in read_results(results)}
+
+
+def test_a_runs_own_evaluations_are_its_learning_curve(tmp_path: Path, capsys: Any) -> None:
+    run = tmp_path / make_run(tmp_path, "reach", "reacher-easy", action_repeat=10)
+    status = {"run": run.name, "experiment": "reach", "task": "reacher-easy", "state": "finished"}
+    RunFolder(run).write_status(RunStatus.model_validate({**status, "max_steps": 100}))
+    curve, mean = tmp_path / "curve.csv", tmp_path / "mean.csv"
+    words = ["report", str(run), "--csv", str(curve), "--measure", "evaluations"]
+    assert main(words) == 78
+    assert "expected evaluations that the run made, found none" in capsys.readouterr().err
+    for steps, returns in ((50, [1.0, 3.0]), (100, [10.0, 20.0])):
+        text = json.dumps({"steps": steps, "returns": returns})
+        (run / "evaluations" / f"step-{steps:012}.json").write_text(text)
+    assert main(words) == 0
+    found = [(row.frames, row.environment_return) for row in read_results(curve)]
+    assert found == [(500, 2.0), (1000, 15.0)]
+    assert main(["report", str(run), "--csv", str(mean), "--measure", "curve"]) == 0
+    assert [row.environment_return for row in read_results(mean)] == [8.5]
 
 
 def test_a_row_of_other_settings_is_not_replaced(tmp_path: Path, capsys: Any) -> None:
