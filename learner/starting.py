@@ -34,6 +34,7 @@ from learner.learning import Learning
 from learner.resuming import CannotResume, resume
 from learner.running import Diverged, Runner
 from learner.service import LearnerService, ServicePortError
+from replay.errors import ReplayMismatch
 from replay.reader import FeedReader
 
 log = structlog.get_logger()
@@ -85,6 +86,9 @@ def start(
     ) as error:
         log.error("the learner cannot start", reason=str(error))
         return exit_codes.CONFIGURATION
+    except ReplayMismatch as error:
+        log.error("the replay server is not this run's", reason=str(error))
+        return exit_codes.CONFIGURATION
     except Diverged as error:
         log.error("training diverged", reason=str(error))
         return exit_codes.DIVERGED
@@ -120,6 +124,8 @@ def _run(
     if status is not None and status.state == "finished":
         log.info("the run has finished already", run=folder.path.name, steps=status.steps)
         return _dismiss_actors(experiment, specs, addresses, token, should_stop)
+    reader = FeedReader(addresses.replay, specs, experiment.replay)
+    reader.check()
     profile = Profile()
     known = load_demonstrated(experiment, spec, device)
     demonstrated, expert = known if known is not None else (None, None)
@@ -147,7 +153,6 @@ def _run(
         context=context,
     )
     service.start()
-    reader = FeedReader(addresses.replay, specs, experiment.replay)
     metrics = MetricsWriter(folder.metrics, folder.tensorboard)
     exporter: Exporter | None = None
     try:
@@ -175,12 +180,15 @@ def _run(
         if expert is not None:
             keep_expert(folder.evaluations, expert, experiment)
         profile.lap("starting")
-        if resumed is not None and not runner.restore(resumed):
-            return 0
         try:
+            if resumed is not None and not runner.restore(resumed):
+                return 0
             runner.run()
         except Diverged as error:
             _write_diagnostics(folder.path, learning, str(error))
+            runner.failed(str(error))
+            raise
+        except ReplayMismatch as error:
             runner.failed(str(error))
             raise
         if service.finishing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -13,7 +14,7 @@ import structlog
 from apprentice.config import ReplaySettings
 from apprentice.types import EnvironmentSpec, Metrics, Segment, SegmentId
 from replay.connection import Connection
-from replay.errors import SegmentRejected
+from replay.errors import ReplayUnavailable, SegmentRejected
 from replay.sampling import SamplerThread
 from replay.tables import FEED, task_table
 
@@ -68,6 +69,11 @@ class FeedReader:
                 self._transitions += segment.length
                 segments.append(segment)
         return segments
+
+    def check(self) -> None:
+        """Raise ReplayMismatch where a server answers that serves another experiment; pass where none does yet."""
+        with contextlib.suppress(ReplayUnavailable):
+            self._connection.sizes()
 
     def recover(
         self,

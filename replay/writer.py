@@ -14,7 +14,7 @@ import structlog
 from apprentice.config import ReplaySettings
 from apprentice.types import EnvironmentSpec, Metrics, Segment
 from replay.connection import Connection
-from replay.errors import ReplayUnavailable, SegmentRejected
+from replay.errors import ReplayMismatch, ReplayUnavailable, SegmentRejected
 from replay.importing import load_reverb
 from replay.tables import FEED, task_table
 
@@ -56,7 +56,8 @@ class SegmentWriter:
         """Hand a segment over, waiting for room first.
 
         Raises SegmentRejected where it breaks its contract, and ReplayUnavailable at the deadline: it has
-        not been taken then, and may be appended again.
+        not been taken then, and may be appended again. Raises ReplayMismatch where the server serves another
+        experiment.
         """
         try:
             data = self._format.encode(segment)
@@ -74,7 +75,10 @@ class SegmentWriter:
         self._transitions += segment.length
 
     def flush(self, timeout_seconds: float | None = None) -> None:
-        """Wait until the server has confirmed everything; raise ReplayUnavailable at the deadline."""
+        """Wait until the server has confirmed everything.
+
+        Raises ReplayUnavailable at the deadline, ReplayMismatch where the server is another experiment's by now.
+        """
         if self._unconfirmed:
             self._wait(0, self._deadline(timeout_seconds))
 
@@ -82,7 +86,7 @@ class SegmentWriter:
         """Flush until the deadline, log what could not be delivered, and end the connection."""
         try:
             self.flush(timeout_seconds)
-        except ReplayUnavailable as error:
+        except (ReplayUnavailable, ReplayMismatch) as error:
             log.warning(
                 "segments may not have reached the replay server",
                 at_most=min(self.max_pending_segments, len(self._unconfirmed)),

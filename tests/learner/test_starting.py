@@ -17,7 +17,7 @@ from actor.membership import join
 from apprentice import exit_codes
 from apprentice.checkpoint import write_checkpoint
 from apprentice.config import Experiment
-from apprentice.environments import environment_spec
+from apprentice.environments import environment_spec, experiment_specs
 from apprentice.experiments import save_experiment
 from apprentice.rpc import ActorReport, LearnerClient
 from apprentice.runs import RunFolder, RunStatus
@@ -26,6 +26,9 @@ from learner.resuming import checkpoint_state
 from learner.starting import Addresses, _write_diagnostics, start
 from replay.locks import free_port
 from tests.learner.test_learning import SPEC, drive, make_experiment
+from tests.replay.cases import STATE as OTHER
+from tests.replay.cases import wait_until
+from tests.replay.serving import ServerProcess
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - it is to be refused
 NOBODY = "127.0.0.1:9"
@@ -173,6 +176,48 @@ def test_a_divergence_leaves_settings_counters_and_the_last_batch(tmp_path: Path
     batch = load_file(tmp_path / "divergence.safetensors")
     assert batch["observation.state"].shape == (32, 5)
     assert batch["environment_reward"].shape == (32,)
+
+
+def test_a_replay_server_of_other_tasks_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = ServerProcess(tmp_path / "replay", (OTHER,))
+    try:
+        server.start()
+        code = try_to_start(tmp_path / "run", make(), replay=server.address)
+    finally:
+        server.close()
+    assert code == exit_codes.CONFIGURATION
+    assert "has no table 'task/reacher-easy' but ['feed', 'task/" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "status.json").exists()
+
+
+def test_a_replay_server_that_comes_back_with_other_tasks_ends_the_run(tmp_path: Path) -> None:
+    experiment = make()
+    (spec,) = experiment_specs(experiment.task, experiment.observation_keys, experiment.environment)
+    server = ServerProcess(tmp_path / "replay", (spec,), experiment.replay)
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    save_experiment(experiment, folder.path / "experiment.yaml")
+    told = threading.Event()
+    try:
+        addresses = Addresses(server.start().address, "127.0.0.1", 0)
+        with ThreadPoolExecutor(1) as pool:
+            words = (folder.path / "experiment.yaml", folder.path, addresses, told.is_set)
+            code = pool.submit(start, *words)
+            try:
+                wait_until(lambda: (found := folder.read_status()) and found.state == "waiting")
+                server.kill()
+                server.restart(specs=(OTHER,), folder=tmp_path / "another")
+                assert code.result(60.0) == exit_codes.CONFIGURATION
+            finally:
+                told.set()
+    finally:
+        server.close()
+    status = folder.read_status()
+    assert status is not None
+    assert status.state == "failed"
+    assert "it serves another experiment" in status.message
 
 
 def test_a_run_that_has_finished_lets_actors_go_and_learns_no_more(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from apprentice.types import SegmentId
-from replay.errors import ReplayUnavailable
+from replay.errors import ReplayMismatch, ReplayUnavailable
 from replay.reader import FeedReader
 from replay.rings import Ring
 from replay.writer import SegmentWriter
-from tests.replay.cases import LENGTH, SETTINGS, STATE, ids, make_segment, wait_until
+from tests.replay.cases import LENGTH, PIXELS, SETTINGS, STATE, ids, make_segment, wait_until
 from tests.replay.conftest import MakeServer
 from tests.replay.serving import ROOT, ServerProcess
 
@@ -124,6 +124,39 @@ def test_an_orderly_restart_keeps_every_identity(make_server: MakeServer) -> Non
     finally:
         learner.close()
         writer.close(0.5)
+
+
+def test_a_server_that_comes_back_with_other_tasks_is_refused_by_both_ends(
+    make_server: MakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = make_server().start()
+    writer = SegmentWriter(server.address, (STATE,), SETTINGS)
+    reader = FeedReader(server.address, (STATE,), SETTINGS)
+    reader.check()
+    writer.append(make_segment())
+    wait_until(lambda: reader.poll(1, 0.1))
+    server.kill()
+    reader.check()  # nobody answers, which says nothing
+    server.restart(specs=(PIXELS,), folder=tmp_path / "another")
+    others = "has no table 'task/cheetah-run' but .*'task/reacher-easy'.*another experiment"
+    with pytest.raises(ReplayMismatch, match=others):
+        reader.check()
+
+    def read_no_more() -> bool:
+        try:
+            return reader.poll(1, 0.1) != []
+        except ReplayMismatch:
+            return True
+
+    wait_until(read_no_more)
+    with pytest.raises(ReplayMismatch, match=others):
+        reader.poll(1, 0.1)
+    with pytest.raises(ReplayMismatch, match=others):
+        for episode in range(1, 99):  # the first are under way before it is known
+            writer.append(make_segment(episode=episode), timeout_seconds=30.0)
+    reader.close()
+    writer.close(0.5)
+    assert "may not have reached" in capsys.readouterr().out
 
 
 READ_FOR_EVER = """
