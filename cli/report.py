@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         rows = {row.key: row for row in read_results(arguments.csv)}
     except ResultsError as error:
         raise CommandFailed(str(error), exit_codes.CONFIGURATION) from None
-    for path, row in ((path, row) for path in arguments.runs for row in _measure(path, arguments)):
+    for path, row in ((run, row) for run in arguments.runs for row in _measure(run, arguments)):
         before = rows.get(row.key)
         if before is not None and before.command != row.command:
             raise CommandFailed(
