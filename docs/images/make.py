@@ -4,6 +4,7 @@ python docs/images/make.py terminal --seconds 150      # starts what `make run` 
 python docs/images/make.py rollout --url http://127.0.0.1:8000   # asks a running evaluation server
 python docs/images/make.py page --url http://127.0.0.1:8000      # and Chromium for its page (needs selenium)
 python docs/images/make.py family --checkpoint RUN               # and for what it shows of a family's unseen tasks
+python docs/images/make.py imitation --checkpoint RUN            # and for its discriminator's plots
 """
 
 from __future__ import annotations
@@ -140,12 +141,22 @@ def photograph_family(url: str, run: str) -> None:
         section.screenshot(str(FOLDER / "family.png"))
 
 
+def photograph_imitation(url: str, run: str) -> None:
+    """Write what the page shows of a run's discriminator and learned reward as PNG."""
+    from selenium.webdriver.common.by import By
+
+    with _page(url, run, "1240,2400") as driver:
+        section = driver.find_element(By.ID, "imitation")
+        driver.execute_script("arguments[0].scrollIntoView()", section)
+        section.screenshot(str(FOLDER / "imitation.png"))
+
+
 def main() -> None:
     """Make one picture."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("picture", choices=["terminal", "rollout", "page", "family"])
+    parser.add_argument("picture", choices=["terminal", "rollout", "page", "family", "imitation"])
     parser.add_argument("--seconds", type=float, default=150.0, help="how long to train")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
@@ -157,8 +168,10 @@ def main() -> None:
         fetch_rollout(arguments.url, arguments.checkpoint)
     elif arguments.picture == "page":
         photograph_page(arguments.url, arguments.checkpoint)
-    else:
+    elif arguments.picture == "family":
         photograph_family(arguments.url, arguments.checkpoint)
+    else:
+        photograph_imitation(arguments.url, arguments.checkpoint)
 
 
 if __name__ == "__main__":
