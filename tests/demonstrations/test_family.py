@@ -26,6 +26,7 @@ from apprentice.demonstrations.format import (
     DemonstrationSet,
     Expert,
 )
+from apprentice.demonstrations.meta_dataset import family_sets
 from apprentice.demonstrations.recording import record_family
 from apprentice.environments.families import Task, load_family, task_split
 from apprentice.types import ArraySpec
@@ -69,6 +70,18 @@ def test_each_trajectory_is_in_exactly_one_of_six_sets(tmp_path: Path) -> None:
                 assert len(episodes) == 2
                 seen += [tuple(e.action.ravel().tobytes()) for e in episodes]
     assert len(seen) == len(set(seen)) == 3 * 2 * 4
+
+
+def test_the_loaders_six_sets_hold_each_trajectory_once(tmp_path: Path) -> None:
+    family = written(tmp_path / "demos")
+    sets = [family_sets(family, split, role) for split in SPLITS for role in ROLES]
+    digests = [digest for one in sets for digest in one.digests]
+    assert len(digests) == len(set(digests)) == 3 * 2 * 4
+    assert [one.num_tasks for one in sets] == [2] * 6
+    assert len(family_sets(family, "train", "query", episodes=1).digests) == 2
+    none = replace(family, index=family.index.model_copy(update={"tasks": ()}))
+    with pytest.raises(DemonstrationError, match="expected demonstrations of test tasks"):
+        family_sets(none, "test", "context")
 
 
 def test_a_folder_appears_whole_and_is_never_overwritten(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 
@@ -235,6 +236,30 @@ def test_the_potential_is_not_zeroed_at_a_time_limit() -> None:
     after = shaped._task.potential(shaped._physics)
     assert after < -0.01
     assert difference == pytest.approx(0.9 * after - before, abs=1e-9)
+
+
+def test_shaping_does_not_depend_on_the_task_before() -> None:
+    """Each task's episodes on a walk over tasks are those of an environment that plays it alone."""
+    settings = settings_of(gamma=0.98)
+    ids = [task.task_id for task in task_split("reacher_goal", settings.family).train[:3]]
+
+    def build(task: int, number: int) -> Environment:
+        return make_environment(ids[task], number, ("state",), settings)
+
+    def rewards_of(environment: Environment | WalkingEnvironment) -> list[float]:
+        environment.reset()
+        actions = np.random.default_rng(3).uniform(-1, 1, (20, 2)).astype(np.float32)
+        return [environment.step(action).environment_reward for action in actions]
+
+    walking = WalkingEnvironment(TaskWalk(len(ids), (0,)), TaskEnvironments(build))
+    alone = [build(task, 0) for task in range(len(ids))]
+    visited = []
+    for _ in range(9):
+        found = rewards_of(walking)
+        visited.append(walking.task_index)
+        assert found == rewards_of(alone[walking.task_index])
+    assert any(one != other for one, other in itertools.pairwise(visited))
+    assert set(visited) == {0, 1, 2}
 
 
 def test_the_first_potential_is_that_of_the_start_and_not_of_the_last_episode() -> None:
