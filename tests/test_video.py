@@ -99,7 +99,9 @@ def test_frames_that_are_not_bytes_are_refused() -> None:
         encode_mp4([np.zeros((16, 16, 3))], 25)
 
 
-def test_an_mp4_shows_the_same_each_time_and_needs_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_mp4_shows_the_same_each_time_and_needs_no_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # Not the same bytes: once in some thousands the encoder takes a byte more for the same pictures.
     frames = make_frames(12)
     expected = pictures(encode_mp4(frames, 25))
