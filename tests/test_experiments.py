@@ -251,7 +251,8 @@ def test_unknown_task_is_refused_with_the_nearest(write: Write) -> None:
 
 def test_a_division_and_a_task_that_a_family_does_not_have_are_refused() -> None:
     assert _problems("reacher_goal-expert", "environment.family.split=arc") == (
-        "environment.family.split: expected one of ['arcs', 'arcs_turned', 'continuous', 'standard'] for reacher_goal, found 'arc'",
+        "environment.family.split: expected one of ['arcs', 'arcs_turned', 'continuous', 'standard'] for reacher_goal, "
+        "found 'arc'",
     )
     (problem,) = _problems("reacher_goal-expert", "task=reacher_goal-x0.9")
     assert problem.startswith(
