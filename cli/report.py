@@ -118,7 +118,8 @@ def put_table(table: str, path: Path) -> None:
 
 
 def _measure(path: Path, arguments: argparse.Namespace) -> list[LearningRow]:
-    """Evaluate a run's final policy: never the best, which would select on the environment's reward."""
+    """Return a run's rows: one of its final policy (never the best, which would select on the environment's reward)
+    or of the mean of its own evaluations, or one of each of those."""
     folder, checkpoint, experiment = finished_run(path)
     if experiment.infers_task:
         raise CommandFailed(

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from apprentice.config import Experiment
-from apprentice.experiments import expand
+from apprentice.config_imitation import ImitationSettings
+from apprentice.experiments import expand, load_resolved, save_experiment
 from apprentice.results import (
     LearningRow,
     ResultsError,
@@ -192,6 +193,11 @@ def test_a_runs_own_evaluations_are_its_learning_curve(tmp_path: Path, capsys: A
     assert found == [(500, 2.0), (1000, 15.0)]
     assert main(["report", str(run), "--csv", str(mean), "--measure", "curve"]) == 0
     assert [row.environment_return for row in read_results(mean)] == [8.5]
+    file = run / "experiment.yaml"
+    cloning = load_resolved(file).model_copy(update={"imitation": ImitationSettings(method="bc")})
+    save_experiment(cloning, file)
+    assert main(words) == 78
+    assert "expected a run whose policy acts while it learns" in capsys.readouterr().err
 
 
 def test_a_row_of_other_settings_is_not_replaced(tmp_path: Path, capsys: Any) -> None:

@@ -316,14 +316,15 @@ def test_nothing_is_cut_off_and_everything_can_be_read(
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         features = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", features)
-        for folder in runs.iterdir():
-            browser.get(f"http://127.0.0.1:{server.port}/?run={folder.name}")
+        pages = {f"/?run={folder.name}": folder.name for folder in runs.iterdir()}
+        for address, words in {"/docs": "HTTP interface", **pages}.items():
+            browser.get(f"http://127.0.0.1:{server.port}{address}")
             # `get` can come back before the stylesheet is there.
-            wait_until_it_shows(browser, folder.name)
+            wait_until_it_shows(browser, words)
             sizes = browser.execute_script(
                 "return [document.documentElement.scrollWidth, window.innerWidth]"
             )
-            found = f"{folder.name} {sizes}: {what_is_wider(browser)}"
+            found = f"{address} {sizes}: {what_is_wider(browser)}"
             assert sizes[0] <= sizes[1] == width, found
         colours = browser.execute_script("""
             const style = getComputedStyle(document.body);

@@ -206,7 +206,9 @@ def test_a_replay_server_that_comes_back_with_other_tasks_ends_the_run(tmp_path:
             words = (folder.path / "experiment.yaml", folder.path, addresses, told.is_set)
             code = pool.submit(start, *words)
             try:
-                wait_until(lambda: (found := folder.read_status()) and found.state == "waiting")
+                wait_until(
+                    lambda: (found := folder.read_status()) and found.state == "waiting", 60.0
+                )
                 server.kill()
                 server.restart(specs=(OTHER,), folder=tmp_path / "another")
                 assert code.result(60.0) == exit_codes.CONFIGURATION

@@ -9,6 +9,8 @@ import numpy as np
 
 from apprentice.config import ReplaySettings
 from apprentice.types import ArraySpec, Ending, EnvironmentSpec, Segment, SegmentId
+from replay.errors import ReplayMismatch
+from replay.reader import FeedReader
 
 STATE = EnvironmentSpec(
     "cheetah-run",
@@ -131,3 +133,12 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain"
         time.sleep(0.02)
+
+
+def refuses(reader: FeedReader) -> bool:
+    """Return whether a reader has found that the server is not its experiment's."""
+    try:
+        reader.poll(1, 0.1)
+    except ReplayMismatch:
+        return True
+    return False

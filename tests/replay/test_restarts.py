@@ -17,7 +17,16 @@ from replay.errors import ReplayMismatch, ReplayUnavailable
 from replay.reader import FeedReader
 from replay.rings import Ring
 from replay.writer import SegmentWriter
-from tests.replay.cases import LENGTH, PIXELS, SETTINGS, STATE, ids, make_segment, wait_until
+from tests.replay.cases import (
+    LENGTH,
+    PIXELS,
+    SETTINGS,
+    STATE,
+    ids,
+    make_segment,
+    refuses,
+    wait_until,
+)
 from tests.replay.conftest import MakeServer
 from tests.replay.serving import ROOT, ServerProcess
 
@@ -142,15 +151,7 @@ def test_a_server_that_comes_back_with_other_tasks_is_refused_by_both_ends(
     with pytest.raises(ReplayMismatch, match=others):
         reader.check()
 
-    def read_no_more() -> bool:
-        try:
-            return reader.poll(1, 0.1) != []
-        except ReplayMismatch:
-            return True
-
-    wait_until(read_no_more)
-    with pytest.raises(ReplayMismatch, match=others):
-        reader.poll(1, 0.1)
+    wait_until(lambda: refuses(reader))
     with pytest.raises(ReplayMismatch, match=others):
         for episode in range(1, 99):  # the first are under way before it is known
             writer.append(make_segment(episode=episode), timeout_seconds=30.0)

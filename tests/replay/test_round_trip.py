@@ -18,7 +18,16 @@ from replay.importing import load_reverb
 from replay.reader import FeedReader
 from replay.tables import FEED
 from replay.writer import SegmentWriter
-from tests.replay.cases import PIXELS, SETTINGS, STATE, assert_same, ids, make_segment, wait_until
+from tests.replay.cases import (
+    PIXELS,
+    SETTINGS,
+    STATE,
+    assert_same,
+    ids,
+    make_segment,
+    refuses,
+    wait_until,
+)
 from tests.replay.conftest import MakeServer
 from tests.replay.serving import ROOT, ServerProcess
 
@@ -187,15 +196,6 @@ def test_a_reader_that_is_not_polled_takes_a_bounded_number(make_server: MakeSer
     assert taken <= 4 + 2 + 4
     reader.close()
     writer.close(0.5)
-
-
-def refuses(reader: FeedReader) -> bool:
-    """Return whether a reader has found that the server is not its experiment's."""
-    try:
-        reader.poll(1, 0.1)
-    except ReplayMismatch:
-        return True
-    return False
 
 
 def test_another_experiments_server_is_refused_by_both_ends(both_tasks: ServerProcess) -> None:
