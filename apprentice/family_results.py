@@ -206,15 +206,27 @@ def family_plot(rows: Sequence[FamilyRow], family: str, split: str) -> str:
 def _between(setting: Setting, means: Mapping[Setting, float]) -> float | None:
     """Return where a mean lies between the imitating policies that are told nothing and all of their task.
 
-    Both have all demonstrations; they were trained in the same way where such were, else with BOUNDS.
+    They were trained in the same way where such were, else with BOUNDS, with whatever settings did best.
     """
     family, split, method, _ = setting
     for trained in (method.split("-")[0], BOUNDS):
-        blind = means.get((family, split, f"{trained}-blind", 0))
-        told = means.get((family, split, f"{trained}-told", 0))
+        blind, told = (
+            _best(f"{trained}-{knows}", family, split, means) for knows in ("blind", "told")
+        )
         if blind is not None and told is not None and told != blind:
             return (means[setting] - blind) / (told - blind)
     return None
+
+
+def _best(method: str, family: str, split: str, means: Mapping[Setting, float]) -> float | None:
+    """Return the highest mean of a method that is shown nothing, whatever settings its label goes on with."""
+    found = [
+        mean
+        for (of_family, of_split, label, context), mean in means.items()
+        if (of_family, of_split, context) == (family, split, 0)
+        and f"{label}-".startswith(f"{method}-")
+    ]
+    return max(found, default=None)
 
 
 def _row(entry: Mapping[str, str]) -> FamilyRow:

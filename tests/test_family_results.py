@@ -116,6 +116,18 @@ def test_cloning_is_set_against_the_imitating_policies_unless_it_has_bounds_of_i
     assert summarise_families([*ROWS, cloned, *own])[setting].between == pytest.approx(0.8)
 
 
+def test_the_bounds_are_of_the_settings_that_did_best() -> None:
+    """A method that is told its task, and of another name, is no bound."""
+    others = [
+        row("dac-told-products", 0, 0, 0, 90.0),
+        row("dac-blind-decay1+0", 0, 0, 0, 5.0),
+        row("dac-toldness", 0, 0, 0, 99.0),
+    ]
+    setting = ("reacher_goal", "standard", "dac-posterior", 1)
+    found = summarise_families([*ROWS, *others])[setting].between
+    assert found == pytest.approx((52.5 - 10.0) / 80.0)
+
+
 def test_the_table_has_a_line_a_setting() -> None:
     lines = family_table(ROWS).splitlines()
     assert len(lines) == 2 + 4
