@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, model_validator
 
 from apprentice.config_base import Settings
+
+ENCODER: Final = (
+    *("encoder", "inputs", "window", "latent_size", "hidden_size", "num_hidden_layers"),
+    *("linear", "time_pooling", "demonstration_pooling", "batch_norm"),
+)
+"""Settings that say what the encoder computes, where all others say how that is learned."""
 
 
 class ContextSettings(Settings):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from apprentice import exit_codes
@@ -64,20 +63,12 @@ def _list_variants(name: str) -> None:
 
 def differing_settings(variants: tuple[Experiment, ...]) -> list[dict[str, Any]]:
     """Return of each variant the settings in which they do not all agree."""
-    flat = [dict(_leaves(variant.model_dump(mode="json"))) for variant in variants]
+    flat = [variant.flat() for variant in variants]
     return [
         {
             key: value
             for key, value in settings.items()
-            if key != "variant" and any(other[key] != value for other in flat)
+            if key != "variant" and any(other.get(key) != value for other in flat)
         }
         for settings in flat
     ]
-
-
-def _leaves(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -6,7 +6,6 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,9 +248,9 @@ def command_of_run(experiment: Experiment) -> str:
     from apprentice.experiments import ExperimentError, expand
 
     reference = _reference(experiment.name)
-    words, found = ["apprentice", "up", reference], _flat(experiment.model_dump(mode="json"))
+    words, found = ["apprentice", "up", reference], experiment.flat()
     try:
-        variants = [_flat(one.model_dump(mode="json")) for one in expand(reference)]
+        variants = [one.flat() for one in expand(reference)]
     except ExperimentError:
         return shlex.join(words)
     changes = [
@@ -270,12 +269,13 @@ def command_of_run(experiment: Experiment) -> str:
 
 def _with_presets(changes: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """Return changes with what a method or preset among them would set otherwise than was found."""
+    from apprentice.config_base import flatten
     from apprentice.config_imitation import ARCHITECTURES, PRESETS
 
     method, preset = "imitation.method", "imitation.discriminator.preset"
-    set_by = _flat({"imitation": PRESETS[changes[method]]}) if method in changes else {}
+    set_by = flatten({"imitation": PRESETS[changes[method]]}) if method in changes else {}
     if changes.get(preset) is not None:
-        set_by |= _flat({"imitation": {"discriminator": ARCHITECTURES[changes[preset]]}})
+        set_by |= flatten({"imitation": {"discriminator": ARCHITECTURES[changes[preset]]}})
     return changes | {key: found[key] for key, value in set_by.items() if found[key] != value}
 
 
@@ -285,16 +285,6 @@ def _reference(name: str) -> str:
     if files and Path("experiments") not in {file.parent for file in files}:
         return files[0].as_posix()
     return name
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
 
 
 def _expert_of(folder: RunFolder) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 
 from apprentice.checkpoint import Manifest, newest_checkpoint, read_tensors
 from apprentice.config import Experiment
+from apprentice.config_context import ENCODER
 from apprentice.types import EnvironmentSpec
 from learner.learning import Counters, Learning
 from learner.sac import Tensors
@@ -17,6 +18,8 @@ from learner.sac import Tensors
 log = structlog.get_logger()
 
 FILES = ("policy", "networks", "optimiser", "random", "rings")
+FIXED = ("task", "reads", "network", "environment")
+FIXED_IN_CONTEXT = tuple(f"context.{name}" for name in ENCODER)
 VERSIONS_SKIPPED = 10_000
 """Policy versions left out after a restart: more than can have been published since the checkpoint
 was written and lost with the process, so that a version never names two policies."""
@@ -82,9 +85,10 @@ def _refuse_differences(
 ) -> None:
     before = Experiment.model_validate(manifest.experiment)
     differing = [
-        f"{name}: the checkpoint has {getattr(before, name)!r}, the experiment {getattr(experiment, name)!r}"
-        for name in ("task", "reads", "network", "environment")
-        if getattr(before, name) != getattr(experiment, name)
+        f"{setting}: the checkpoint has {there!r}, the experiment {here!r}"
+        for setting, (there, here) in before.differences(experiment).items()
+        if setting.split(".")[0] in FIXED
+        or (experiment.infers_task and setting in FIXED_IN_CONTEXT)
     ]
     if manifest.environment_digest != spec.digest():
         expected = EnvironmentSpec.from_dict(manifest.environment).to_dict()

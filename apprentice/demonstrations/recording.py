@@ -98,6 +98,30 @@ def record_family(
             f"checkpoints: expected 1 to {most}, as many as there are episodes of a task to be shown or "
             f"imitated, found {len(checkpoints)}"
         )
+    recordings = _recordings(checkpoints, settings, deterministic, deadline_seconds)
+    family, environment = recordings[0].experiment.task, recordings[0].experiment.environment
+    split = task_split(family, environment.family)
+    num = num_context + num_query
+    recorded = {}
+    for name in SPLITS:
+        seeds = {
+            task.task_id: range(first_seed + number * num, first_seed + (number + 1) * num)
+            for number, task in enumerate(split.of(name))
+        }
+        found = _record_in_turn(recordings, seeds, num_context)
+        recorded[name] = {task: (episodes, num_context) for task, episodes in found.items()}
+        first_seed += num * len(seeds)
+    write_family(folder, family, environment.family, split.digest(), recorded)
+    return read_family(folder)
+
+
+def _recordings(
+    checkpoints: Sequence[Path],
+    settings: FamilySettings | None,
+    deterministic: bool,
+    deadline_seconds: float,
+) -> list[_Recording]:
+    """Return a family's experts, all of them to act in one division; raise DemonstrationError."""
     recordings: list[_Recording] = []
     for checkpoint in checkpoints:
         policy, manifest = load_policy(checkpoint)
@@ -113,28 +137,21 @@ def record_family(
             _Recording(policy, checkpoint, manifest, experiment, deterministic, deadline_seconds)
         )
         recordings[0].require_same(recordings[-1])
-    assert settings is not None
-    family = recordings[0].experiment.task
-    split = task_split(family, settings)
-    num = num_context + num_query
-    recorded = {}
-    for name in SPLITS:
-        seeds = {
-            task.task_id: range(first_seed + number * num, first_seed + (number + 1) * num)
-            for number, task in enumerate(split.of(name))
-        }
-        randoms = recordings[0].random_returns(seeds)
-        found = []
-        for turn, recording in enumerate(recordings):
-            places = _places(turn, len(recordings), num_context, num_query)
-            own = {task: [seeds[task][place] for place in places] for task in seeds}
-            found.append(recording.record(own, randoms, len(places)))
-        recorded[name] = {
-            task: (_in_turn([sets[task] for sets in found]), num_context) for task in seeds
-        }
-        first_seed += num * len(seeds)
-    write_family(folder, family, settings, split.digest(), recorded)
-    return read_family(folder)
+    return recordings
+
+
+def _record_in_turn(
+    recordings: Sequence[_Recording], seeds: Mapping[str, Sequence[int]], num_context: int
+) -> dict[str, DemonstrationSet]:
+    """Return an episode for each task's seed, of which the first `num_context` are to be shown."""
+    num = len(next(iter(seeds.values())))
+    randoms = recordings[0].random_returns(seeds)
+    found = []
+    for turn, recording in enumerate(recordings):
+        places = _places(turn, len(recordings), num_context, num - num_context)
+        own = {task: [seeds[task][place] for place in places] for task in seeds}
+        found.append(recording.record(own, randoms, len(places)))
+    return {task: _in_turn([sets[task] for sets in found]) for task in seeds}
 
 
 def _places(turn: int, num_experts: int, num_context: int, num_query: int) -> list[int]:
@@ -175,13 +192,15 @@ class _Recording:
             raise DemonstrationError(
                 f"{other._manifest.run}: expected other experts to act in turn with, found the same one twice"
             )
-        for key in ("task", "acting_keys", "environment"):
-            own, found = getattr(self.experiment, key), getattr(other.experiment, key)
-            if own != found:
-                raise DemonstrationError(
-                    f"{other._manifest.run}: {key}: expected {own} as of {self._manifest.run}, found {found}; record "
-                    "experts of one experiment together"
-                )
+        differing = [
+            f"{setting}: expected {own!r} as of {self._manifest.run}, found {found!r}"
+            for setting, (own, found) in self.experiment.differences(other.experiment).items()
+            if setting in ("task", "reads.policy") or setting.startswith("environment.")
+        ]
+        if differing:
+            raise DemonstrationError(
+                f"{other._manifest.run}: {'; '.join(differing)}; record experts of one experiment together"
+            )
 
     def record(
         self,

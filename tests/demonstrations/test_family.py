@@ -375,7 +375,10 @@ def test_several_experts_act_in_turn_and_their_mean_return_is_the_measure(tmp_pa
     alien = family_run(
         tmp_path / "alien", None, reads=told, environment={**family, "action_repeat": 2}
     )[1]
-    with pytest.raises(DemonstrationError, match="environment: expected .* record experts of one"):
+    with pytest.raises(
+        DemonstrationError,
+        match=r"environment.action_repeat: expected 1 as of \S+, found 2; record experts of one",
+    ):
         record_family([checkpoints[0], alien], 2, 2, tmp_path / "other")
     with pytest.raises(DemonstrationError, match="found the same one twice"):
         record_family([checkpoints[0]] * 2, 2, 2, tmp_path / "other")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from apprentice.checkpoint import write_checkpoint
 from apprentice.config import Experiment
 from apprentice.demonstrations.context import NONE_SHOWN, TrainContext
 from apprentice.environments import experiment_specs
@@ -17,6 +19,7 @@ from learner.context_update import information_bound, rows_summed
 from learner.demonstrated import Demonstrated, tasks_of_rows
 from learner.imitation import Imitation
 from learner.learning import Learning
+from learner.resuming import CannotResume, checkpoint_state, resume
 from learner.rewards import imitation_reward
 
 CPU = torch.device("cpu")
@@ -561,3 +564,31 @@ def test_segments_carry_as_many_numbers_as_may_be_shown() -> None:
         ).replay.context_size
         == 0
     )
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"latent_size": 2}, "context.latent_size: the checkpoint has 3, the experiment 2"),
+        ({"linear": True}, "context.linear: the checkpoint has False, the experiment True"),
+    ],
+)
+def test_a_checkpoint_with_another_encoder_is_refused_with_the_difference(
+    tmp_path: Path, changed: dict[str, Any], named: str
+) -> None:
+    one = filled()
+    write_checkpoint(
+        tmp_path,
+        run="test",
+        steps=10,
+        updates=0,
+        policy_version=1,
+        experiment=experiment(),
+        environment=specs()[0],
+        tensors=one.state_tensors(),
+        state=checkpoint_state(one),
+    )
+    with pytest.raises(CannotResume, match=named):
+        resume(tmp_path, filled(changed), experiment(changed), specs()[0])
+    faster = experiment({"learning_rate": 0.1})
+    assert resume(tmp_path, filled(), faster, specs()[0]) is not None
