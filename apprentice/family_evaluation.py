@@ -141,6 +141,8 @@ def method_label(experiment: Experiment) -> str:
         parts.append(context.encoder)
         if context.linear:
             parts.append("linear")
+        if context.information_coefficient:
+            parts.append(f"information{context.information_coefficient:g}")
         if context.pretrain_updates:
             parts.append("pretrained")
         if not context.learned:

@@ -232,6 +232,7 @@ def test_the_plane_shows_what_varies() -> None:
         ({"reads": TOLD}, "dac-told"),
         ({"network": {"task_products": True}}, "dac-posterior-products"),
         ({"context": {"linear": True}}, "dac-posterior-linear"),
+        ({"context": {"information_coefficient": 0.1}}, "dac-posterior-information0.1"),
         ({"imitation": {"method": "dac", "demonstrations": {"experts": 3}}}, "dac-posterior-3experts"),
         ({"imitation": {"method": "dac", "imagined_share": 0.5}}, "dac-posterior-imagined0.5"),
         ({"network": {"task_products": True}, "reads": TOLD, "imitation": {"method": "none"}}, "sac-told-products"),
