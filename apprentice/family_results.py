@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from statistics import fmean
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -23,6 +24,8 @@ LETTER: Final = 7.0
 
 BOUNDS: Final = "dac"
 """Method of the policies that are told nothing and all, which others are set against."""
+OF_NETWORKS: Final = ("products", "imagined", "decay")
+"""How those parts of a label begin that say how a policy is trained, whatever it knows of its task."""
 
 
 class FamilyRow(NamedTuple):
@@ -37,7 +40,9 @@ class FamilyRow(NamedTuple):
     environment_return: float
     metric: str  # what the family measures beside the return, `name=value;name=value`
     expert_return: float | None
-    normalised: float | None  # (R - random) / (expert - random) of this task
+    normalised: (
+        float | None
+    )  # (R - blind) / (told - blind) of this task, as `FamilySummary.between`
     command: str
     commit: str
 
@@ -67,7 +72,9 @@ class FamilySummary(NamedTuple):
     low: float  # of the interquartile mean over seeds of the mean over tasks
     high: float
     share_of_expert: float | None  # mean return over the expert's
-    between: float | None  # (R - blind) / (told - blind) of imitation, where both were measured
+    between: (
+        float | None
+    )  # (R - blind) / (told - blind): 0 imitates not knowing its task, 1 being told it
     metrics: dict[str, float]
     seeds: tuple[float, ...]  # each the mean over tasks
 
@@ -83,8 +90,8 @@ def read_family_results(path: Path) -> tuple[FamilyRow, ...]:
 
 
 def write_family_results(path: Path, rows: Sequence[FamilyRow]) -> None:
-    """Write rows in the order of their keys."""
-    ordered: list[FamilyRow] = sorted(rows, key=lambda row: row.key)
+    """Write rows in the order of their keys, each with where it lies between the bounds that are among them."""
+    ordered: list[FamilyRow] = sorted(_normalised(rows), key=lambda row: row.key)
     write_rows(path, COLUMNS, ordered)
 
 
@@ -112,7 +119,7 @@ def summarise_families(rows: Sequence[FamilyRow]) -> dict[Setting, FamilySummary
             low,
             high,
             means[setting] / float(np.mean(experts)) if len(experts) == len(found) else None,
-            _between(setting, means),
+            _between(setting, means[setting], means),
             {name: float(np.mean([row.metrics[name] for row in found])) for name in names},
             of_seeds,
         )
@@ -203,30 +210,54 @@ def family_plot(rows: Sequence[FamilyRow], family: str, split: str) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _between(setting: Setting, means: Mapping[Setting, float]) -> float | None:
-    """Return where a mean lies between the imitating policies that are told nothing and all of their task.
+def _normalised(rows: Sequence[FamilyRow]) -> list[FamilyRow]:
+    """Return rows that say where each lies between the bounds in its own task."""
+    found: dict[str, dict[Setting, list[float]]] = {}
+    for row in rows:
+        setting = (row.family, row.split, row.method, row.context)
+        found.setdefault(row.task_id, {}).setdefault(setting, []).append(row.environment_return)
+    means = {
+        task: {setting: fmean(returns) for setting, returns in settings.items()}
+        for task, settings in found.items()
+    }
+    return [
+        row._replace(
+            normalised=_between(
+                (row.family, row.split, row.method, row.context),
+                row.environment_return,
+                means[row.task_id],
+            )
+        )
+        for row in rows
+    ]
 
-    They were trained in the same way where such were, else with BOUNDS, with whatever settings did best.
+
+def _between(
+    setting: Setting, environment_return: float, means: Mapping[Setting, float]
+) -> float | None:
+    """Return where a return lies between the imitating policies that are told nothing and all of their task.
+
+    They were trained in the same way where such were, else with BOUNDS. None where they are not both there, or knowing
+    the task is of no use.
     """
     family, split, method, _ = setting
     for trained in (method.split("-")[0], BOUNDS):
         blind, told = (
-            _best(f"{trained}-{knows}", family, split, means) for knows in ("blind", "told")
+            next((means[bound] for bound in bounds if bound in means), None)
+            for bounds in (
+                [(family, split, label, 0) for label in _bounds(trained, knows, method)]
+                for knows in ("blind", "told")
+            )
         )
-        if blind is not None and told is not None and told != blind:
-            return (means[setting] - blind) / (told - blind)
+        if blind is not None and told is not None:
+            return (environment_return - blind) / (told - blind) if told > blind else None
     return None
 
 
-def _best(method: str, family: str, split: str, means: Mapping[Setting, float]) -> float | None:
-    """Return the highest mean of a method that is shown nothing, whatever settings its label goes on with."""
-    found = [
-        mean
-        for (of_family, of_split, label, context), mean in means.items()
-        if (of_family, of_split, context) == (family, split, 0)
-        and f"{label}-".startswith(f"{method}-")
-    ]
-    return max(found, default=None)
+def _bounds(trained: str, knows: str, method: str) -> tuple[str, str]:
+    """Return the labels of a method's bound: with its networks and decays, or where there is none without."""
+    settings = [part for part in method.split("-") if part.startswith(OF_NETWORKS)]
+    return "-".join([trained, knows, *settings]), f"{trained}-{knows}"
 
 
 def _row(entry: Mapping[str, str]) -> FamilyRow:

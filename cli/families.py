@@ -129,7 +129,7 @@ def _measure(path: Path, again: bool) -> list[FamilyRow]:
             result.environment_return,
             metric_text(result.metrics),
             result.expert_return,
-            result.normalised,
+            None,  # known once it stands among the others
             command_of_run(experiment),
             commit_of_run(folder),
         )

@@ -56,10 +56,8 @@ def test_rows_come_back_the_same_in_the_order_of_their_keys(tmp_path: Path) -> N
     write_family_results(path, ROWS[::-1])
     found = read_family_results(path)
     assert [entry.key for entry in found] == sorted(entry.key for entry in ROWS)
-    by_key = {entry.key: entry for entry in found}
-    for entry in ROWS:
-        assert by_key[entry.key]._replace(normalised=None) == entry._replace(normalised=None)
-        assert by_key[entry.key].normalised == pytest.approx(entry.normalised, abs=1e-4)
+    for before, after in zip(sorted(ROWS, key=lambda entry: entry.key), found, strict=True):
+        assert after._replace(normalised=None) == before._replace(normalised=None)
     header = path.read_text().splitlines()[0]
     assert header == (
         "family,split,method,context,task_id,seed,return,metric,expert_return,normalised,command,commit"
@@ -116,16 +114,40 @@ def test_cloning_is_set_against_the_imitating_policies_unless_it_has_bounds_of_i
     assert summarise_families([*ROWS, cloned, *own])[setting].between == pytest.approx(0.8)
 
 
-def test_the_bounds_are_of_the_settings_that_did_best() -> None:
-    """A method that is told its task, and of another name, is no bound."""
+def test_bounds_have_the_networks_and_decays_of_what_is_set_against_them() -> None:
+    """Where there is none, those without; what merely has such a name is none."""
     others = [
-        row("dac-told-products", 0, 0, 0, 90.0),
-        row("dac-blind-decay1+0", 0, 0, 0, 5.0),
+        row("dac-told-products-decay1+1", 0, 0, 0, 90.0),
         row("dac-toldness", 0, 0, 0, 99.0),
+        row("dac-posterior-linear-frozen-products-decay1+1-3experts", 1, 0, 0, 50.0),
+        row("dac-context_window-products", 1, 0, 0, 40.0),
     ]
-    setting = ("reacher_goal", "standard", "dac-posterior", 1)
-    found = summarise_families([*ROWS, *others])[setting].between
-    assert found == pytest.approx((52.5 - 10.0) / 80.0)
+    found = summarise_families([*ROWS, *others])
+    assert [found["reacher_goal", "standard", *key].between for key in (
+        ("dac-posterior-linear-frozen-products-decay1+1-3experts", 1),
+        ("dac-context_window-products", 1),
+        ("dac-told-products-decay1+1", 0),
+    )] == pytest.approx([0.5, 0.5, 1.0])  # fmt: skip
+
+
+def test_each_row_lies_between_the_bounds_of_its_own_task(tmp_path: Path) -> None:
+    path = tmp_path / "families.csv"
+    of_tasks = [
+        row("dac-blind", 0, 1, 0, 41.0),
+        row("dac-told", 0, 1, 0, 59.0),
+        row("dac-told", 0, 1, 1, 63.0),
+        row("dac-posterior", 1, 2, 0, 50.0),
+        row("dac-blind", 0, 3, 0, 60.0),
+        row("dac-told", 0, 3, 0, 50.0),
+    ]
+    write_family_results(path, [*ROWS, *of_tasks])
+    found = {entry.key[2:]: entry.normalised for entry in read_family_results(path)}
+    tasks = [row("", 0, task, 0, 0.0).task_id for task in range(4)]
+    assert found["dac-posterior", 1, tasks[0], 0] == pytest.approx((50.0 - 10.0) / 60.0, abs=1e-4)
+    assert found["dac-posterior", 1, tasks[1], 1] == pytest.approx((55.0 - 41.0) / 20.0, abs=1e-4)
+    assert found["dac-told", 0, tasks[1], 1] == pytest.approx(1.1)
+    assert found["dac-posterior", 1, tasks[2], 0] is None
+    assert found["dac-told", 0, tasks[3], 0] is None
 
 
 def test_the_table_has_a_line_a_setting() -> None:
