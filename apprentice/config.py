@@ -390,12 +390,12 @@ class Experiment(Settings):
             )
         if (
             self.is_family
-            and self.imitation.adversarial
+            and self.imitation.method != "none"
             and self.replay.tasks_per_batch is not None
         ):
             raise ValueError(
-                "replay.tasks_per_batch: expected null where a family is imitated, so that each of the policy's rows "
-                f"stands beside one of the expert's of the same task; found {self.replay.tasks_per_batch}"
+                "replay.tasks_per_batch: expected null where a family is imitated: all of its tasks are in each batch, "
+                f"so that of each the policy's rows stand beside the expert's; found {self.replay.tasks_per_batch}"
             )
         if self.is_family and self.imitation.method == "airl":
             raise ValueError(
@@ -467,6 +467,16 @@ class Experiment(Settings):
             raise ValueError(
                 "reads.discriminator: expected 'latent' where the policy reads it, or nothing would tell the policy to "
                 f"heed it; found {list(self.reads.discriminator)}"
+            )
+        elif not tells_task(self.reads.critic):
+            raise ValueError(
+                "reads.critic: expected 'latent' where the policy reads it, or 'task_parameters': values of all tasks "
+                f"would be taken for one's; found {list(self.reads.critic)}"
+            )
+        elif self.imitation.reward.override == "expert_advantage":
+            raise ValueError(
+                "imitation.reward.override: expected another than 'expert_advantage' where the task is inferred: the "
+                "expert would have to read what the policy does, and experts are told theirs"
             )
         else:
             size = self.context.most

@@ -99,11 +99,13 @@ def _require_fitting(experiment: Experiment, expert: Experiment) -> None:
 def _division_problem(experiment: Experiment) -> str | None:
     if not experiment.is_family:
         return None
-    from apprentice.environments.families import FamilyError, task_split
+    from apprentice.demonstrations.choosing import fitting_split
+    from apprentice.demonstrations.format import DemonstrationError
+    from apprentice.environments.families import FamilyError
 
     try:
-        task_split(experiment.task, experiment.environment.family)
-    except FamilyError as error:
+        fitting_split(experiment)
+    except (FamilyError, DemonstrationError) as error:
         return str(error)
     return None
 

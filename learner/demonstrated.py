@@ -25,7 +25,6 @@ from apprentice.demonstrations.dataset import DemonstrationDataset
 from apprentice.demonstrations.digest import digest_of
 from apprentice.demonstrations.family import FamilyDemonstrations
 from apprentice.demonstrations.format import (
-    DemonstrationError,
     DemonstrationSet,
     doubt_of_units,
     require_spec,
@@ -245,26 +244,7 @@ def _shown(experiment: Experiment, family: FamilyDemonstrations) -> TrainContext
     if not experiment.infers_task:
         return None
     library = ContextLibrary(family)
-    context = train_context(library, library.tasks("train"), experiment.context.episodes)
-    fewest = int(torch.bincount(context.task).min())
-    if experiment.context.most > fewest:
-        raise DemonstrationError(
-            f"context.most: expected at most {fewest}, as many as every train task has to be shown, found "
-            f"{experiment.context.most}"
-        )
-    settings = experiment.context
-    if settings.information_coefficient and fewest < 2 * settings.most:
-        raise DemonstrationError(
-            f"context.information_coefficient: expected twice context.most ({settings.most}) demonstrations of every "
-            f"train task, of which two sets without one in common are shown; found {fewest}"
-        )
-    for task_id in library.tasks("validation"):
-        if len(library.of_task(task_id)) < settings.fewest:
-            raise DemonstrationError(
-                f"context.fewest: expected at most {len(library.of_task(task_id))}, as many as the validation task "
-                f"{task_id} has to be shown, found {settings.fewest}"
-            )
-    return context
+    return train_context(library, library.tasks("train"), experiment.context.episodes)
 
 
 def keep_expert(folder: Path, expert: ExpertRecord, experiment: Experiment) -> None:

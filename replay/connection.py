@@ -150,6 +150,7 @@ class Connection:
         return client._client, {name: int(info.current_size) for name, info in infos.items()}
 
     def _check(self, infos: dict[str, Any]) -> None:
+        """Raise ReplayMismatch unless the tables are those of the experiment, none less and none more."""
         for name, size in self._sizes.items():
             info = infos.get(name)
             if info is None:
@@ -165,6 +166,11 @@ class Connection:
                     f"segments of {expected}, found {info.max_size} of {found}; start actors, "
                     "learner and replay server from the same experiment"
                 )
+        if others := sorted(set(infos) - set(self._sizes)):
+            raise ReplayMismatch(
+                f"the replay server at {self.address} has tables {others} beside those of the experiment; it serves "
+                "another one, with more tasks"
+            )
 
     def _note_down(self) -> None:
         with self._lock:

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from apprentice.config import Experiment
+from apprentice.config_context import ContextSettings
 from apprentice.config_family import SPLITS
 from apprentice.demonstrations.bundled import BUNDLED, bundled_names
 from apprentice.demonstrations.family import FamilyDemonstrations, read_family
 from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet, refused
 from apprentice.demonstrations.reading import read_demonstrations
-from apprentice.environments.families import task_split
+from apprentice.environments.families import TaskSplit, task_split
 from apprentice.suite_tasks import terminates
 from apprentice.types import Ending, EnvironmentSpec
 
@@ -82,19 +83,21 @@ def require_demonstrations(experiment: Experiment) -> None:
 
 
 def _require_task(path: Path, spec: EnvironmentSpec, experiment: Experiment) -> None:
-    found = {"task": spec.task_id, "environment.action_repeat": spec.action_repeat}
-    expected = {
-        "task": experiment.task,
-        "environment.action_repeat": experiment.environment.action_repeat,
-    }
-    for name, value in expected.items():
-        if found[name] != value:
-            fitting = experiment.task in bundled_names()
-            advice = f"; the bundled file {experiment.task!r} would fit" if fitting else ""
-            raise DemonstrationError(
-                f"{path}: {name}: expected {value!r} as in the experiment, found {found[name]!r}"
-                + (advice if name == "task" else "")
-            )
+    if spec.task_id != experiment.task:
+        fitting = experiment.task in bundled_names()
+        raise DemonstrationError(
+            f"{path}: task: expected {experiment.task!r} as in the experiment, found {spec.task_id!r}"
+            + (f"; the bundled file {experiment.task!r} would fit" if fitting else "")
+        )
+    _require_repeat(str(path), spec, experiment)
+
+
+def _require_repeat(source: str, spec: EnvironmentSpec, experiment: Experiment) -> None:
+    wanted = experiment.environment.action_repeat
+    if spec.action_repeat != wanted:
+        raise DemonstrationError(
+            f"{source}: environment.action_repeat: expected {wanted} as in the experiment, found {spec.action_repeat}"
+        )
 
 
 def require_fit(source: str, demonstrations: DemonstrationSet, experiment: Experiment) -> None:
@@ -141,7 +144,7 @@ def require_family(experiment: Experiment) -> FamilyDemonstrations:
         raise DemonstrationError(
             f"{where}: expected demonstrations of {experiment.task}, found {index.family}'s"
         )
-    split = task_split(experiment.task, experiment.environment.family)
+    split = fitting_split(experiment)
     if index.split_digest != split.digest():
         raise DemonstrationError(
             f"{where}: expected the division {experiment.environment.family.split!r} of {index.family} "
@@ -155,6 +158,9 @@ def require_family(experiment: Experiment) -> FamilyDemonstrations:
                 f"{where}: expected demonstrations of all {name} tasks, found none of {sorted(missing)[:3]}"
             )
     for task_id, demonstrations in family.sets.items():
+        spec = demonstrations.metadata.spec
+        assert spec is not None  # or it was refused when it was read
+        _require_repeat(task_id, spec, experiment)
         require_fit(task_id, demonstrations, experiment)
         num = len(demonstrations.metadata.experts)
         if num not in (0, settings.experts):
@@ -168,4 +174,42 @@ def require_family(experiment: Experiment) -> FamilyDemonstrations:
             f"imitation.demonstrations.episodes: expected at most {fewest} to imitate of each task, found "
             f"{settings.episodes}"
         )
+    if experiment.infers_task:
+        _require_shown(experiment.context, family)
     return family
+
+
+def fitting_split(experiment: Experiment) -> TaskSplit:
+    """Return the division of an experiment's tasks, of each of which a batch has a row.
+
+    Raises FamilyError and DemonstrationError.
+    """
+    split = task_split(experiment.task, experiment.environment.family)
+    rows, num = experiment.sac.batch_size, len(split.train)
+    if experiment.imitation.adversarial:
+        rows = min(rows, experiment.imitation.discriminator.batch_size or rows)
+    if num > rows:
+        raise DemonstrationError(
+            f"sac.batch_size: expected a row or more of each of the {num} train tasks, found {rows}: raise it, and "
+            "imitation.discriminator.batch_size where that is set"
+        )
+    return split
+
+
+def _require_shown(settings: ContextSettings, family: FamilyDemonstrations) -> None:
+    """Refuse settings that ask for more demonstrations to be shown than there are."""
+    fewest = min(len(task.context) for task in family.tasks("train"))
+    used = settings.episodes or fewest
+    of_validation = min((len(task.context) for task in family.tasks("validation")), default=fewest)
+    twice = 2 * settings.most if settings.information_coefficient else 0
+    for key, asked, there, why in (
+        ("context.episodes", used, fewest, "as many as every train task has to be shown"),
+        ("context.most", settings.most, used, "as many as every train task has to be shown"),
+        ("context.fewest", settings.fewest, of_validation, "as many as every validation task has"),
+        (
+            *("twice context.most, with context.information_coefficient", twice, used),
+            "of which two sets without one in common are shown",
+        ),
+    ):
+        if asked > there:
+            raise DemonstrationError(f"{key}: expected at most {there}, {why}, found {asked}")

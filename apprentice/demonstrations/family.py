@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from apprentice.config_family import SPLITS, FamilySettings, SplitName
-from apprentice.demonstrations.digest import digest_of
+from apprentice.demonstrations.digest import digest_of, trajectory_digest
 from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
 from apprentice.demonstrations.reading import read_demonstrations
 from apprentice.demonstrations.writing import write_demonstrations
@@ -283,4 +283,19 @@ def _read_task(folder: Path, task: TaskEntry, roles: Sequence[Role]) -> Demonstr
             f"{file}: expected one episode or more to show and to imitate, found {len(task.context)} and "
             f"{len(task.query)}"
         )
+    _require_different(file, task, demonstrations)
     return demonstrations
+
+
+def _require_different(file: Path, task: TaskEntry, demonstrations: DemonstrationSet) -> None:
+    """Refuse an episode that is there twice: who imitates one that was shown need not infer anything."""
+    numbers: dict[bytes, int] = {}
+    for number in sorted(task.context + task.query):
+        episode = demonstrations.trajectories[number]
+        before = numbers.setdefault(
+            trajectory_digest(episode, sorted(set(episode.observation) - {"pixels"})), number
+        )
+        if before != number:
+            raise DemonstrationError(
+                f"{file}: episodes: expected each to show or to imitate once, found {before} and {number} the same"
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from apprentice.config_family import SplitName
+from apprentice.demonstrations.digest import trajectory_digest
 from apprentice.demonstrations.family import FamilyDemonstrations, Role
 from apprentice.demonstrations.format import DemonstrationError
 from apprentice.types import Trajectory, Transition
@@ -98,7 +98,7 @@ class TaskTrajectories:
         self._widths = [*widths, size, size, 1, 1, *widths]
         offsets = np.random.default_rng(seed)
         rows, lengths = [], []
-        self.digests = frozenset(self._digest(episode) for episode in flat)
+        self.digests = frozenset(trajectory_digest(episode, self._keys) for episode in flat)
         """Of whole trajectories, so that another set can be seen to share none."""
         for episode in flat:
             num = len(episode.action)
@@ -236,13 +236,6 @@ class TaskTrajectories:
         scores = torch.rand((len(tasks), self._first.shape[1]), generator=generator)
         missing = torch.arange(self._first.shape[1]) >= self._count[tasks][:, None]
         return scores.masked_fill(missing, 2.0).argsort(1)[:, :num]
-
-    def _digest(self, episode: Trajectory) -> bytes:
-        arrays = [episode.observation[key] for key in self._keys]
-        whole = hashlib.blake2b(digest_size=16)
-        for array in (*arrays, episode.action, episode.environment_reward):
-            whole.update(array.tobytes())
-        return whole.digest()
 
     def _packed(self, episode: Trajectory, kept: np.ndarray) -> np.ndarray:
         before = [episode.observation[key][kept] for key in self._keys]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,7 +147,11 @@ def of_goal(task: Task, told: np.ndarray | None = None) -> tuple[DemonstrationSe
     """Make up demonstrations of a task of reacher_goal, where `told` says its parameters in every step."""
     made = of_task(0, 3)
     spec = replace(
-        SPEC, task=task.task_id, task_id=task.task_id, task_parameters=dict(task.parameters)
+        SPEC,
+        task=task.task_id,
+        task_id=task.task_id,
+        task_parameters=dict(task.parameters),
+        action_repeat=1,
     )
     episodes = made.trajectories
     if told is not None:
@@ -181,7 +185,9 @@ def reacher(
     write_family(folder, "reacher_goal", settings, split.digest(), recorded)
 
 
-def imitates(folder: Path, **changes: object) -> Experiment:
+def imitates(
+    folder: Path, tree: Mapping[str, object] | None = None, **changes: object
+) -> Experiment:
     demonstrations = {"file": str(folder), **changes}
     return Experiment.model_validate(
         {
@@ -189,6 +195,7 @@ def imitates(folder: Path, **changes: object) -> Experiment:
             "task": "reacher_goal",
             "sac": {"gamma": 0.98},
             "imitation": {"method": "dac", "demonstrations": demonstrations},
+            **(tree or {}),
         }
     )
 
@@ -210,6 +217,58 @@ def test_a_family_s_demonstrations_must_be_of_its_division(tmp_path: Path) -> No
             require_demonstrations(imitates(tmp_path / name))
     with pytest.raises(DemonstrationError, match="expected at most 2 to imitate of each task"):
         require_demonstrations(imitates(tmp_path / "whole", episodes=3))
+
+
+SHOWN = {key: ["state", "latent"] for key in ("policy", "critic", "discriminator")}
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"environment": {"action_repeat": 4}}, "environment.action_repeat: expected 4 as in the .* found 1"),
+        ({"sac": {"gamma": 0.98, "batch_size": 15}}, "sac.batch_size: expected a row .* of the 16 .* found 15"),
+        ({"reads": SHOWN, "context": {"most": 2}}, "context.most: expected at most 1, .*train task .*found 2"),
+        ({"reads": SHOWN, "context": {"episodes": 2}}, "context.episodes: expected at most 1, .*found 2"),
+        ({"reads": SHOWN, "context": {"information_coefficient": 1.0}}, "twice context.most, .* at most 1, .*found 2"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_a_family_s_demonstrations_is_refused_with_what_would(
+    tmp_path: Path, tree: dict[str, object], message: str
+) -> None:
+    reacher(tmp_path / "demos", SETTINGS)
+    require_demonstrations(imitates(tmp_path / "demos", {"reads": SHOWN}))
+    with pytest.raises(DemonstrationError, match=message):
+        require_demonstrations(imitates(tmp_path / "demos", tree))
+
+
+def test_a_validation_task_with_too_little_to_show_is_refused(tmp_path: Path) -> None:
+    def two_but_for_one(recorded: Recorded) -> None:
+        for tasks in recorded.values():
+            for number, (task_id, (found, _)) in enumerate(tasks.items()):
+                more = tuple(trajectory(1000 + 3 * number + n, 5) for n in range(3))
+                tasks[task_id] = (replace(found, trajectories=more), 2)
+        task_id, (found, _) = next(iter(recorded["validation"].items()))
+        recorded["validation"][task_id] = (found, 1)
+
+    reacher(tmp_path / "demos", SETTINGS, two_but_for_one)
+    shown: dict[str, object] = {"reads": SHOWN, "context": {"fewest": 2, "most": 2}}
+    with pytest.raises(
+        DemonstrationError, match="context.fewest: expected at most 1, .*validation"
+    ):
+        require_demonstrations(imitates(tmp_path / "demos", shown))
+
+
+def test_an_episode_that_is_shown_and_imitated_is_refused(tmp_path: Path) -> None:
+    """Whatever it is numbered: files that were put together may hold it twice."""
+
+    def twice(recorded: Recorded) -> None:
+        task_id, (found, num) = next(iter(recorded["train"].items()))
+        same = (found.trajectories[0], found.trajectories[0]._replace(seed=7))
+        recorded["train"][task_id] = (replace(found, trajectories=same), num)
+
+    reacher(tmp_path / "demos", SETTINGS, twice)
+    with pytest.raises(DemonstrationError, match="to imitate once, found 0 and 1 the same"):
+        read_family(tmp_path / "demos")
 
 
 def acted(*experts: tuple[float | None, int]) -> DemonstrationMetadata:

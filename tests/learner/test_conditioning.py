@@ -25,6 +25,13 @@ from learner.rewards import imitation_reward
 CPU = torch.device("cpu")
 KEYS = ["state", "latent"]
 BLIND = ["state"]
+ADVANTAGE = {
+    "method": "dac",
+    "reward": {
+        "override": "expert_advantage",
+        "expert_checkpoint": "runs/expert/checkpoints/step-1",
+    },
+}
 LENGTH, TASKS, SHOWN = 10, 16, 3
 SAC = {"gamma": 0.98, "batch_size": 48}
 FIRST_NUMBER = 100
@@ -291,15 +298,20 @@ def test_the_information_term_teaches_the_encoder_to_tell_tasks_apart() -> None:
     assert found[1] > 0.3
 
 
-def test_mismatched_rows_are_the_experts_of_another_task() -> None:
+@pytest.mark.parametrize("learned", [False, True])
+def test_mismatched_rows_are_the_experts_of_another_task(learned: bool) -> None:
+    """With an encoder that learns, all rows get the latent of the place they stand in later, in the update."""
     one = filled(
-        {"pretrain_updates": 1, "learned": False},
+        {"pretrain_updates": 0 if learned else 1, "learned": learned},
         imitation={"discriminator": {"mismatched_share": 0.5}},
     )
     _, imitation = parts(one)
     expert, policy, shown = imitation._drawn_for_update(one.experience, 48)
-    assert shown is None
-    torch.testing.assert_close(expert.observation["latent"], policy.observation["latent"])
+    if learned:
+        assert shown is not None and "latent" not in policy.observation
+    else:
+        assert shown is None
+        torch.testing.assert_close(expert.observation["latent"], policy.observation["latent"])
     slot = torch.arange(48) // 3
     replaced = policy.observation["state"][:, 1:].mean(1) > 1.5
     assert 12 <= int(replaced.sum()) <= 24
@@ -538,6 +550,8 @@ def test_meta_cloning_learns_the_experts_action() -> None:
         ({"imitation": {"method": "none"}}, "imitation.method that trains its encoder"),
         ({"reads": {"policy": BLIND, "critic": KEYS, "discriminator": KEYS}}, "reads.policy: expected 'latent'"),
         ({"reads": {"policy": KEYS, "critic": KEYS, "discriminator": BLIND}}, "reads.discriminator: expected 'latent'"),
+        ({"reads": {"policy": KEYS, "critic": BLIND, "discriminator": KEYS}}, "reads.critic: expected 'latent'"),
+        ({"imitation": ADVANTAGE}, "expected another than 'expert_advantage' where the task is inferred"),
         ({"context": {"most": 2, "fewest": 3}}, "context.fewest: expected at most context.most"),
         ({"context": {"learned": False}}, "context.learned: expected true"),
         ({"context": {"encoder": "context_window", "kl_coefficient": 0.1}}, "context.kl_coefficient: expected 0"),

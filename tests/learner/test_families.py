@@ -301,6 +301,7 @@ def test_a_family_is_imitated() -> None:
     ("changes", "message"),
     [
         ({"imitation": {"method": "dac"}, "replay": {"tasks_per_batch": 3}}, "tasks_per_batch: expected null"),
+        ({"imitation": {"method": "bc"}, "replay": {"tasks_per_batch": 3}}, "tasks_per_batch: expected null"),
         ({"imitation": {"method": "airl"}}, "expected another than 'airl'"),
         ({"task": specs()[0].task_id, "imitation": {"method": "dac", "imagined_share": 0.5}}, "imagined_share"),
         ({"imitation": {"method": "bc", "imagined_share": 0.5}}, "imagined_share"),

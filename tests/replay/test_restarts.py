@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from apprentice.types import SegmentId
+from apprentice.types import EnvironmentSpec, SegmentId
 from replay.errors import ReplayMismatch, ReplayUnavailable
 from replay.reader import FeedReader
 from replay.rings import Ring
@@ -135,8 +136,22 @@ def test_an_orderly_restart_keeps_every_identity(make_server: MakeServer) -> Non
         writer.close(0.5)
 
 
+MORE = replace(STATE, task="another", task_id="another")
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ((PIXELS,), "has no table 'task/cheetah-run' but .*'task/reacher-easy'.*another experiment"),
+        ((STATE, MORE), r"has tables \['task/another'\] beside those .*another one, with more tasks"),
+    ],
+)  # fmt: skip
 def test_a_server_that_comes_back_with_other_tasks_is_refused_by_both_ends(
-    make_server: MakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_server: MakeServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    others: tuple[EnvironmentSpec, ...],
+    message: str,
 ) -> None:
     server = make_server().start()
     writer = SegmentWriter(server.address, (STATE,), SETTINGS)
@@ -146,13 +161,12 @@ def test_a_server_that_comes_back_with_other_tasks_is_refused_by_both_ends(
     wait_until(lambda: reader.poll(1, 0.1))
     server.kill()
     reader.check()  # nobody answers, which says nothing
-    server.restart(specs=(PIXELS,), folder=tmp_path / "another")
-    others = "has no table 'task/cheetah-run' but .*'task/reacher-easy'.*another experiment"
-    with pytest.raises(ReplayMismatch, match=others):
+    server.restart(specs=others, folder=tmp_path / "another")
+    with pytest.raises(ReplayMismatch, match=message):
         reader.check()
 
     wait_until(lambda: refuses(reader))
-    with pytest.raises(ReplayMismatch, match=others):
+    with pytest.raises(ReplayMismatch, match=message):
         for episode in range(1, 99):  # the first are under way before it is known
             writer.append(make_segment(episode=episode), timeout_seconds=30.0)
     reader.close()
