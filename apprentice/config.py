@@ -394,8 +394,8 @@ class Experiment(Settings):
             and self.replay.tasks_per_batch is not None
         ):
             raise ValueError(
-                "replay.tasks_per_batch: expected null where a family is imitated: all of its tasks are in each batch, "
-                f"so that of each the policy's rows stand beside the expert's; found {self.replay.tasks_per_batch}"
+                "replay.tasks_per_batch: expected null where a family is imitated, each batch of which has rows of all "
+                f"tasks; found {self.replay.tasks_per_batch}"
             )
         if self.is_family and self.imitation.method == "airl":
             raise ValueError(
@@ -468,7 +468,7 @@ class Experiment(Settings):
                 "reads.discriminator: expected 'latent' where the policy reads it, or nothing would tell the policy to "
                 f"heed it; found {list(self.reads.discriminator)}"
             )
-        elif not tells_task(self.reads.critic):
+        elif self.imitation.method != "bc" and not tells_task(self.reads.critic):
             raise ValueError(
                 "reads.critic: expected 'latent' where the policy reads it, or 'task_parameters': values of all tasks "
                 f"would be taken for one's; found {list(self.reads.critic)}"

@@ -88,6 +88,12 @@ class ContextSettings(Settings):
             raise ValueError(
                 f"context.episodes: expected at least context.most ({self.most}), found {self.episodes}"
             )
+        least = 2 * self.most if self.information_coefficient else 0
+        if self.episodes is not None and self.episodes < least:
+            raise ValueError(
+                "context.episodes: expected at least twice context.most with context.information_coefficient, which "
+                f"compares two sets without a demonstration in common ({least}), found {self.episodes}"
+            )
         if self.kl_ramp[0] >= self.kl_ramp[1]:
             raise ValueError(
                 f"context.kl_ramp: expected a first update before the last one, found {list(self.kl_ramp)}"

@@ -24,8 +24,12 @@ LETTER: Final = 7.0
 
 BOUNDS: Final = "dac"
 """Method of the policies that are told nothing and all, which others are set against."""
-OF_NETWORKS: Final = ("products", "imagined", "decay")
-"""How those parts of a label begin that say how a policy is trained, whatever it knows of its task."""
+TOLD: Final = {("reacher_goal", "arcs"): "-products-decay1+1"}
+"""What the told one's label goes on with, where a division has settings of its own (`reacher_goal-gail-arcs`)."""
+
+
+Setting = tuple[str, str, str, int]
+"""Family, division, method, demonstrations shown."""
 
 
 class FamilyRow(NamedTuple):
@@ -52,6 +56,11 @@ class FamilyRow(NamedTuple):
         return self.family, self.split, self.method, self.context, self.task_id, self.seed
 
     @property
+    def setting(self) -> Setting:
+        """What all tasks and seeds of one setting have in common."""
+        return self.family, self.split, self.method, self.context
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Return the column `metric` as numbers by name."""
         pairs = (part.partition("=") for part in self.metric.split(";") if part)
@@ -61,8 +70,6 @@ class FamilyRow(NamedTuple):
 COLUMNS: Final = tuple(
     "return" if field == "environment_return" else field for field in FamilyRow._fields
 )
-Setting = tuple[str, str, str, int]
-"""Family, division, method, demonstrations shown."""
 
 
 class FamilySummary(NamedTuple):
@@ -99,7 +106,7 @@ def summarise_families(rows: Sequence[FamilyRow]) -> dict[Setting, FamilySummary
     """Return means over tasks and seeds by setting."""
     by_setting: dict[Setting, list[FamilyRow]] = {}
     for row in rows:
-        by_setting.setdefault((row.family, row.split, row.method, row.context), []).append(row)
+        by_setting.setdefault(row.setting, []).append(row)
     means = {
         setting: float(np.mean([row.environment_return for row in found]))
         for setting, found in by_setting.items()
@@ -214,20 +221,14 @@ def _normalised(rows: Sequence[FamilyRow]) -> list[FamilyRow]:
     """Return rows that say where each lies between the bounds in its own task."""
     found: dict[str, dict[Setting, list[float]]] = {}
     for row in rows:
-        setting = (row.family, row.split, row.method, row.context)
-        found.setdefault(row.task_id, {}).setdefault(setting, []).append(row.environment_return)
+        of_task = found.setdefault(row.task_id, {})
+        of_task.setdefault(row.setting, []).append(row.environment_return)
     means = {
         task: {setting: fmean(returns) for setting, returns in settings.items()}
         for task, settings in found.items()
     }
     return [
-        row._replace(
-            normalised=_between(
-                (row.family, row.split, row.method, row.context),
-                row.environment_return,
-                means[row.task_id],
-            )
-        )
+        row._replace(normalised=_between(row.setting, row.environment_return, means[row.task_id]))
         for row in rows
     ]
 
@@ -237,27 +238,17 @@ def _between(
 ) -> float | None:
     """Return where a return lies between the imitating policies that are told nothing and all of their task.
 
-    They were trained in the same way where such were, else with BOUNDS. None where they are not both there, or knowing
+    They were trained by the same method where such were, else by BOUNDS. None where they are not both there, or knowing
     the task is of no use.
     """
     family, split, method, _ = setting
     for trained in (method.split("-")[0], BOUNDS):
-        blind, told = (
-            next((means[bound] for bound in bounds if bound in means), None)
-            for bounds in (
-                [(family, split, label, 0) for label in _bounds(trained, knows, method)]
-                for knows in ("blind", "told")
-            )
-        )
+        settings_of_told = TOLD.get((family, split), "")
+        blind = means.get((family, split, f"{trained}-blind", 0))
+        told = means.get((family, split, f"{trained}-told{settings_of_told}", 0))
         if blind is not None and told is not None:
             return (environment_return - blind) / (told - blind) if told > blind else None
     return None
-
-
-def _bounds(trained: str, knows: str, method: str) -> tuple[str, str]:
-    """Return the labels of a method's bound: with its networks and decays, or where there is none without."""
-    settings = [part for part in method.split("-") if part.startswith(OF_NETWORKS)]
-    return "-".join([trained, knows, *settings]), f"{trained}-{knows}"
 
 
 def _row(entry: Mapping[str, str]) -> FamilyRow:

@@ -40,7 +40,7 @@ FAMILY_COLUMNS = (
     "return",
     "metric",  # what the family measures beside the return, `name=value;name=value`
     "expert_return",
-    "normalised",  # (return - random) / (expert_return - random), of this task
+    "normalised",  # (return - blind) / (told - blind), of this task: 0 imitates not knowing it, 1 being told it
     "command",
     "commit",
 )

@@ -131,9 +131,10 @@ def _number_problem(experiment: Experiment) -> str | None:
     if not experiment.is_family:
         asked = {"imitation.demonstrations": (settings.episodes or 1) + settings.held_out}
     if experiment.infers_task:
-        asked |= {"context.most": context.most, "context.episodes": context.episodes}
-        if context.information_coefficient:
-            asked["twice context.most, with context.information_coefficient"] = 2 * context.most
+        from apprentice.demonstrations.choosing import shown_limits
+
+        limits = shown_limits(context, settings.recorded, settings.recorded)
+        asked |= {key: number for key, number, _ in limits}
     for key, number in asked.items():
         if number is not None and number > settings.recorded:
             return (

@@ -13,6 +13,7 @@ import structlog
 import torch
 
 from apprentice.config import Experiment
+from apprentice.demonstrations.choosing import require_rows
 from apprentice.profiling import Profile
 from apprentice.types import EnvironmentSpec, Metrics, Segment, SegmentId, Transition
 from apprentice.warm_start import WarmStart
@@ -82,11 +83,7 @@ class Learning:
                 raise ValueError(
                     f"imitation.method {experiment.imitation.method!r} needs demonstrations"
                 )
-            rows = experiment.imitation.discriminator.batch_size or experiment.sac.batch_size
-            if len(specs) > min(rows, experiment.sac.batch_size):
-                raise ValueError(
-                    f"sac.batch_size: expected a row or more of each of the {len(specs)} train tasks, found {rows}"
-                )
+            require_rows(experiment, len(specs))
             if not self._normalised and demonstrated.states is not None:
                 self._fit_normaliser(demonstrated.states.to(device))
             if demonstrated.context is not None:

@@ -90,7 +90,7 @@ def _refuse_differences(
         if setting.split(".")[0] in FIXED
         or (experiment.infers_task and setting in FIXED_IN_CONTEXT)
     ]
-    if manifest.environment_digest != spec.digest():
+    if not differing and manifest.environment_digest != spec.digest():
         expected = EnvironmentSpec.from_dict(manifest.environment).to_dict()
         actual = spec.to_dict()
         differing += [

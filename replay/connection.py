@@ -150,7 +150,7 @@ class Connection:
         return client._client, {name: int(info.current_size) for name, info in infos.items()}
 
     def _check(self, infos: dict[str, Any]) -> None:
-        """Raise ReplayMismatch unless the tables are those of the experiment, none less and none more."""
+        """Raise ReplayMismatch unless the tables are those of the experiment, none fewer and none more."""
         for name, size in self._sizes.items():
             info = infos.get(name)
             if info is None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -377,6 +378,20 @@ def test_all_experiments_of_the_project_can_be_used() -> None:
         assert [one.variant for one in variants] == list(range(len(variants)))
         assert {one.name for one in variants} == {name}
         assert len(set(map(Experiment.model_dump_json, variants))) == len(variants)
+
+
+@pytest.mark.parametrize("family", ["cheetah_velocity", "walker_dynamics", "point_mass_goal"])
+def test_cloning_sets_the_same_upon_every_family(family: str) -> None:
+    """Each extends the family's own meta-imitation, so that what cloning needs is written down twice."""
+
+    def set_upon(name: str) -> dict[str, Any]:
+        below, above = load_experiment(f"{name}_smile"), load_experiment(f"{name}-bc")
+        found = below.differences(above)
+        return {key: of_bc for key, (_, of_bc) in found.items() if key != "name"}
+
+    own, others = set_upon(family), set_upon("reacher_goal")
+    assert own and own.keys() == others.keys()
+    assert own == others
 
 
 def test_baselines_are_five_tasks_by_three_seeds() -> None:

@@ -114,20 +114,19 @@ def test_cloning_is_set_against_the_imitating_policies_unless_it_has_bounds_of_i
     assert summarise_families([*ROWS, cloned, *own])[setting].between == pytest.approx(0.8)
 
 
-def test_bounds_have_the_networks_and_decays_of_what_is_set_against_them() -> None:
-    """Where there is none, those without; what merely has such a name is none."""
-    others = [
-        row("dac-told-products-decay1+1", 0, 0, 0, 90.0),
-        row("dac-toldness", 0, 0, 0, 99.0),
-        row("dac-posterior-linear-frozen-products-decay1+1-3experts", 1, 0, 0, 50.0),
-        row("dac-context_window-products", 1, 0, 0, 40.0),
+def test_a_division_with_settings_of_its_own_has_a_bound_with_them() -> None:
+    arcs = [
+        row(name, context, 0, 0, value)._replace(split="arcs")
+        for name, context, value in (
+            ("dac-blind", 0, 10.0),
+            ("dac-told", 0, 30.0),
+            ("dac-told-products-decay1+1", 0, 90.0),
+            ("dac-posterior", 1, 50.0),
+        )
     ]
-    found = summarise_families([*ROWS, *others])
-    assert [found["reacher_goal", "standard", *key].between for key in (
-        ("dac-posterior-linear-frozen-products-decay1+1-3experts", 1),
-        ("dac-context_window-products", 1),
-        ("dac-told-products-decay1+1", 0),
-    )] == pytest.approx([0.5, 0.5, 1.0])  # fmt: skip
+    found = summarise_families([*ROWS, *arcs])
+    assert found["reacher_goal", "arcs", "dac-posterior", 1].between == pytest.approx(0.5)
+    assert found["reacher_goal", "arcs", "dac-told", 0].between == pytest.approx(0.25)
 
 
 def test_each_row_lies_between_the_bounds_of_its_own_task(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -157,17 +158,7 @@ def require_family(experiment: Experiment) -> FamilyDemonstrations:
             raise DemonstrationError(
                 f"{where}: expected demonstrations of all {name} tasks, found none of {sorted(missing)[:3]}"
             )
-    for task_id, demonstrations in family.sets.items():
-        spec = demonstrations.metadata.spec
-        assert spec is not None  # or it was refused when it was read
-        _require_repeat(task_id, spec, experiment)
-        require_fit(task_id, demonstrations, experiment)
-        num = len(demonstrations.metadata.experts)
-        if num not in (0, settings.experts):
-            raise DemonstrationError(
-                f"imitation.demonstrations.experts: expected {num}, as many as acted in {settings.file}, found "
-                f"{settings.experts}; name another file, or set it to {num}"
-            )
+    _require_sets(experiment, family)
     fewest = min(len(task.query) for task in family.tasks("train"))
     if settings.episodes is not None and settings.episodes > fewest:
         raise DemonstrationError(
@@ -179,37 +170,71 @@ def require_family(experiment: Experiment) -> FamilyDemonstrations:
     return family
 
 
+def _require_sets(experiment: Experiment, family: FamilyDemonstrations) -> None:
+    """Refuse demonstrations of a task that do not fit the experiment."""
+    settings = experiment.imitation.demonstrations
+    for task_id, demonstrations in family.sets.items():
+        spec = demonstrations.metadata.spec
+        assert spec is not None  # or it was refused when it was read
+        _require_repeat(task_id, spec, experiment)
+        require_fit(task_id, demonstrations, experiment)
+        num = len(demonstrations.metadata.experts)
+        if num not in (0, settings.experts):
+            raise DemonstrationError(
+                f"imitation.demonstrations.experts: expected {num}, as many as acted in {settings.file}, found "
+                f"{settings.experts}; name another file, or set it to {num}"
+            )
+
+
 def fitting_split(experiment: Experiment) -> TaskSplit:
     """Return the division of an experiment's tasks, of each of which a batch has a row.
 
     Raises FamilyError and DemonstrationError.
     """
     split = task_split(experiment.task, experiment.environment.family)
-    rows, num = experiment.sac.batch_size, len(split.train)
-    if experiment.imitation.adversarial:
-        rows = min(rows, experiment.imitation.discriminator.batch_size or rows)
-    if num > rows:
-        raise DemonstrationError(
-            f"sac.batch_size: expected a row or more of each of the {num} train tasks, found {rows}: raise it, and "
-            "imitation.discriminator.batch_size where that is set"
-        )
+    require_rows(experiment, len(split.train))
     return split
+
+
+def require_rows(experiment: Experiment, num_tasks: int) -> None:
+    """Raise DemonstrationError where a batch that an experiment imitates with has no row of each task."""
+    rows = {"sac.batch_size": experiment.sac.batch_size}
+    own = experiment.imitation.discriminator.batch_size
+    if own is not None and experiment.imitation.adversarial:
+        rows["imitation.discriminator.batch_size"] = own
+    for key, number in rows.items():
+        if number < num_tasks:
+            raise DemonstrationError(
+                f"{key}: expected a row or more of each of the {num_tasks} train tasks, found {number}"
+            )
+
+
+def shown_limits(
+    settings: ContextSettings, of_train: int, of_validation: int
+) -> Iterator[tuple[str, int, int]]:
+    """Yield key, number asked for and the most there is, of all that says how many demonstrations are shown."""
+    used = of_train if settings.episodes is None else settings.episodes
+    yield "context.episodes", used, of_train
+    yield "context.most", settings.most, of_train
+    yield "context.fewest", settings.fewest, of_validation
+    if settings.information_coefficient:
+        yield (
+            "twice context.most, with context.information_coefficient",
+            2 * settings.most,
+            of_train,
+        )
 
 
 def _require_shown(settings: ContextSettings, family: FamilyDemonstrations) -> None:
     """Refuse settings that ask for more demonstrations to be shown than there are."""
-    fewest = min(len(task.context) for task in family.tasks("train"))
-    used = settings.episodes or fewest
-    of_validation = min((len(task.context) for task in family.tasks("validation")), default=fewest)
-    twice = 2 * settings.most if settings.information_coefficient else 0
-    for key, asked, there, why in (
-        ("context.episodes", used, fewest, "as many as every train task has to be shown"),
-        ("context.most", settings.most, used, "as many as every train task has to be shown"),
-        ("context.fewest", settings.fewest, of_validation, "as many as every validation task has"),
-        (
-            *("twice context.most, with context.information_coefficient", twice, used),
-            "of which two sets without one in common are shown",
-        ),
-    ):
-        if asked > there:
-            raise DemonstrationError(f"{key}: expected at most {there}, {why}, found {asked}")
+    fewest = {
+        split: min(family.tasks(split), key=lambda task: len(task.context))
+        for split in ("train", "validation")
+    }
+    there = (len(fewest[split].context) for split in ("train", "validation"))
+    for key, asked, most in shown_limits(settings, *there):
+        if asked > most:
+            task = fewest["validation" if key == "context.fewest" else "train"]
+            raise DemonstrationError(
+                f"{key}: expected at most {most}, as many as {task.task_id} has to be shown, found {asked}"
+            )

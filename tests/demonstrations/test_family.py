@@ -227,7 +227,7 @@ SHOWN = {key: ["state", "latent"] for key in ("policy", "critic", "discriminator
     [
         ({"environment": {"action_repeat": 4}}, "environment.action_repeat: expected 4 as in the .* found 1"),
         ({"sac": {"gamma": 0.98, "batch_size": 15}}, "sac.batch_size: expected a row .* of the 16 .* found 15"),
-        ({"reads": SHOWN, "context": {"most": 2}}, "context.most: expected at most 1, .*train task .*found 2"),
+        ({"reads": SHOWN, "context": {"most": 2}}, "context.most: expected at most 1, .*reacher_goal-x0.200.* found 2"),
         ({"reads": SHOWN, "context": {"episodes": 2}}, "context.episodes: expected at most 1, .*found 2"),
         ({"reads": SHOWN, "context": {"information_coefficient": 1.0}}, "twice context.most, .* at most 1, .*found 2"),
     ],
@@ -251,9 +251,11 @@ def test_a_validation_task_with_too_little_to_show_is_refused(tmp_path: Path) ->
         recorded["validation"][task_id] = (found, 1)
 
     reacher(tmp_path / "demos", SETTINGS, two_but_for_one)
+    lacking = task_split("reacher_goal", SETTINGS).validation[0].task_id
     shown: dict[str, object] = {"reads": SHOWN, "context": {"fewest": 2, "most": 2}}
     with pytest.raises(
-        DemonstrationError, match="context.fewest: expected at most 1, .*validation"
+        DemonstrationError,
+        match=f"context.fewest: expected at most 1, as many as {lacking} has to be shown, found 2",
     ):
         require_demonstrations(imitates(tmp_path / "demos", shown))
 

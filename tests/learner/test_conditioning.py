@@ -12,6 +12,7 @@ import torch
 from apprentice.checkpoint import write_checkpoint
 from apprentice.config import Experiment
 from apprentice.demonstrations.context import NONE_SHOWN, TrainContext
+from apprentice.demonstrations.format import DemonstrationError
 from apprentice.environments import experiment_specs
 from apprentice.types import Ending, EnvironmentSpec, Segment, Transition
 from learner.conditioning import Conditioning, told_latent
@@ -300,7 +301,7 @@ def test_the_information_term_teaches_the_encoder_to_tell_tasks_apart() -> None:
 
 @pytest.mark.parametrize("learned", [False, True])
 def test_mismatched_rows_are_the_experts_of_another_task(learned: bool) -> None:
-    """With an encoder that learns, all rows get the latent of the place they stand in later, in the update."""
+    """An encoder that learns says in the update what each task's rows are told; rows come without."""
     one = filled(
         {"pretrain_updates": 0 if learned else 1, "learned": learned},
         imitation={"discriminator": {"mismatched_share": 0.5}},
@@ -462,10 +463,12 @@ def test_rows_are_told_the_task_that_the_rings_drew_them_from(size: int, num_tas
 
 
 def test_a_batch_without_a_row_of_every_task_is_refused() -> None:
+    few = {"discriminator": {"batch_size": 15}}
     with pytest.raises(
-        ValueError, match="sac.batch_size: expected a row or more of each of the 16"
+        DemonstrationError, match="imitation.discriminator.batch_size: .*each of the 16 .*found 15"
     ):
-        filled(imitation={"discriminator": {"batch_size": 15}})
+        filled(imitation=few)
+    filled(imitation={"method": "bc", **few})  # which has no discriminator
 
 
 def test_demonstrations_in_sacs_batch_leave_rows_of_every_task() -> None:
@@ -563,6 +566,7 @@ def test_meta_cloning_learns_the_experts_action() -> None:
         ({"context": {"most": 0}}, "context.most"),
         ({"context": {"kl_ramp": [5, 5]}}, "context.kl_ramp"),
         ({"context": {"most": 3, "episodes": 2}}, "context.episodes: expected at least context.most"),
+        ({"context": {"most": 2, "episodes": 3, "information_coefficient": 1.0}}, "at least twice context.most"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -134,7 +134,10 @@ def test_an_error_of_the_gpu_in_mid_run_asks_for_another_start(
     [
         ({"task": "cheetah-run"}, "task: the checkpoint has 'reacher-easy'"),
         ({"network": {"hidden_size": 32}}, "network.hidden_size: the checkpoint has"),
-        ({"environment": {"action_repeat": 2}}, "environment.action_repeat: the checkpoint has 1"),
+        (
+            {"environment": {"action_repeat": 2}},
+            "environment.action_repeat: the checkpoint has 1, the experiment 2",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_experiment_is_refused_with_the_difference(
