@@ -13,7 +13,6 @@ import structlog
 import torch
 
 from apprentice.config import Experiment
-from apprentice.config_family import SplitName
 from apprentice.demonstrations.choosing import (
     find_demonstrations,
     require_family,
@@ -23,7 +22,7 @@ from apprentice.demonstrations.choosing import (
 from apprentice.demonstrations.context import ContextLibrary, TrainContext, train_context
 from apprentice.demonstrations.dataset import DemonstrationDataset
 from apprentice.demonstrations.digest import digest_of
-from apprentice.demonstrations.family import FamilyDemonstrations
+from apprentice.demonstrations.family import FamilyDemonstrations, TaskEntry
 from apprentice.demonstrations.format import (
     DemonstrationSet,
     doubt_of_units,
@@ -175,57 +174,65 @@ def _load_family(
             source=str(settings.file),
             episodes=alike,
         )
+    train = [_imitated(family, task, spec, settings.episodes) for task in family.tasks("train")]
+    validation = [_imitated(family, task, spec, None) for task in family.tasks("validation")]
     keys = tuple(spec.observation)
-
-    def rows(split: SplitName, episodes: int | None, subsampling: int) -> DemonstrationDataset:
-        chosen = []
-        for task in family.tasks(split):
-            metadata = family.sets[task.task_id].metadata
-            for episode in family.episodes(task.task_id, "query")[:episodes]:
-                expected = replace(
-                    spec, task=task.task_id, task_id=task.task_id, task_parameters=task.parameters
-                )
-                require_spec(task.task_id, metadata, episode, expected)
-                chosen.append(episode)
-        return DemonstrationDataset(
-            chosen, subsampling=subsampling, seed=settings.seed, keys=keys, device=device
+    learned, measured = (
+        DemonstrationDataset(
+            [episode for episodes in of_tasks for episode in episodes],
+            subsampling=subsampling,
+            seed=settings.seed,
+            keys=keys,
+            device=device,
         )
-
-    learned = rows("train", settings.episodes, settings.subsampling)
-    num_episodes = [
-        len(family.episodes(task.task_id, "query")[: settings.episodes])
-        for task in family.tasks("train")
-    ]
-    ends = learned.kept_of_episodes.cumsum()[np.cumsum(num_episodes) - 1]
+        for of_tasks, subsampling in ((train, settings.subsampling), (validation, 1))
+    )
+    ends = learned.kept_of_episodes.cumsum()[np.cumsum([len(found) for found in train]) - 1]
     demonstrated = Demonstrated(
         learned,
-        rows("validation", None, 1),
+        measured,
         learned.states if "state" in keys else None,
         family.digest,
         torch.tensor([0, *ends.tolist()], device=device),
         _shown(experiment, family),
         family,
     )
-    validated = [family.sets[task.task_id].metadata for task in family.tasks("validation")]
+    returns = tuple(
+        float(episode.environment_reward.sum()) for episodes in train for episode in episodes
+    )
+    return demonstrated, _family_record(family, returns, learned.num_rows)
+
+
+def _imitated(
+    family: FamilyDemonstrations, task: TaskEntry, spec: EnvironmentSpec, num: int | None
+) -> Sequence[Trajectory]:
+    """Return a task's first episodes to imitate. Raises DemonstrationError where one is not as the run observes it."""
+    expected = replace(
+        spec, task=task.task_id, task_id=task.task_id, task_parameters=task.parameters
+    )
+    found = family.episodes(task.task_id, "query")[:num]
+    for episode in found:
+        require_spec(task.task_id, family.sets[task.task_id].metadata, episode, expected)
+    return found
+
+
+def _family_record(
+    family: FamilyDemonstrations, returns: tuple[float, ...], num_rows: int
+) -> ExpertRecord:
+    """Return what a family's expert did in the validation tasks, which runs are measured in."""
+    tasks = family.tasks("validation")
+    validated = [family.sets[task.task_id].metadata for task in tasks]
     experts = [m.expert_return for m in validated if m.expert_return is not None]
     randoms = [m.random_return for m in validated if m.random_return is not None]
-    first = family.tasks("validation")[0].task_id
-    example = family.episodes(first, "query")[0]
-    returns = tuple(
-        float(episode.environment_reward.sum())
-        for task in family.tasks("train")
-        for episode in family.episodes(task.task_id, "query")[: settings.episodes]
-    )
     known = len(experts) == len(randoms) == len(validated)
-    record = ExpertRecord(
-        example,
+    return ExpertRecord(
+        family.episodes(tasks[0].task_id, "query")[0],
         returns,
         sum(experts) / len(experts) if known else sum(returns) / len(returns),
         sum(randoms) / len(randoms) if known else None,
-        round(learned.num_rows / len(returns)),
-        first,
+        round(num_rows / len(returns)),
+        tasks[0].task_id,
     )
-    return demonstrated, record
 
 
 def _warn_of_clipped(source: str, sets: Sequence[DemonstrationSet]) -> None:

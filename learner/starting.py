@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 import torch
@@ -28,10 +30,10 @@ from apprentice.runs import RunFolder, RunLocked
 from apprentice.tokens import TokenError, ensure_token
 from apprentice.types import EnvironmentSpec, Transition
 from apprentice.warm_start import CannotWarmStart, read_warm_start
-from learner.demonstrated import keep_expert, load_demonstrated
+from learner.demonstrated import Demonstrated, ExpertRecord, keep_expert, load_demonstrated
 from learner.devices import NoSuchDevice, select_device
 from learner.learning import Learning
-from learner.resuming import CannotResume, resume
+from learner.resuming import CannotResume, Resumed, resume
 from learner.running import Diverged, Runner
 from learner.service import LearnerService, ServicePortError
 from replay.errors import ReplayMismatch
@@ -127,22 +129,10 @@ def _run(
     reader = FeedReader(addresses.replay, specs, experiment.replay)
     reader.check()
     profile = Profile()
-    known = load_demonstrated(experiment, spec, device)
-    demonstrated, expert = known if known is not None else (None, None)
-    try:
-        learning = Learning(experiment, specs, device, profile, demonstrated)
-    except (ValueError, CheckpointError) as error:  # of what a reward is to be read from
-        raise CannotResume(str(error)) from error
-    profile.lap("starting")
-    resumed = resume(folder.checkpoints, learning, experiment, spec)
-    profile.lap("checkpoint loading")
-    context = None if demonstrated is None else demonstrated.context
-    if demonstrated is not None and demonstrated.family is not None:
-        keep_context(folder.context, demonstrated.family)
-    if resumed is None:
-        _warm_start(learning, experiment, spec)
-        if not learning.pretrain(should_stop):
-            return 0
+    parts = _prepare(experiment, specs, device, folder, profile, should_stop)
+    if parts is None:
+        return 0
+    context = None if parts.demonstrated is None else parts.demonstrated.context
     service = LearnerService(
         experiment,
         specs,
@@ -154,52 +144,103 @@ def _run(
     )
     service.start()
     metrics = MetricsWriter(folder.metrics, folder.tensorboard)
-    exporter: Exporter | None = None
     try:
         runner = Runner(
             experiment,
             spec,
             folder,
-            learning,
+            parts.learning,
             reader,
             service,
             metrics,
             profile,
             should_stop,
-            expert,
+            parts.expert,
         )
-        if addresses.metrics is not None:
-            exporter = Exporter(
-                "learner",
-                addresses.metrics,
-                runner.metrics,
-                profile.snapshot,
-                runner.problem,
-                addresses.token_file,
-            )
-        if expert is not None:
-            keep_expert(folder.evaluations, expert, experiment)
-        profile.lap("starting")
-        try:
-            if resumed is not None and not runner.restore(resumed):
-                return 0
-            runner.run()
-        except Diverged as error:
-            _write_diagnostics(folder.path, learning, str(error))
-            runner.failed(str(error))
-            raise
-        except ReplayMismatch as error:
-            runner.failed(str(error))
-            raise
-        if service.finishing:
+        with _exporting(addresses, runner, profile):
+            if parts.expert is not None:
+                keep_expert(folder.evaluations, parts.expert, experiment)
+            profile.lap("starting")
+            finished = _train(runner, parts, folder)
+        if finished and service.finishing:
             _await_departures(service)
         return 0
     finally:
-        if exporter is not None:
-            exporter.close()
         reader.close()
         metrics.close()
         service.stop(grace=1.0)
+
+
+class _Parts(NamedTuple):
+    """What learns, and from what; `resumed` says which checkpoint it goes on from, if any."""
+
+    learning: Learning
+    resumed: Resumed | None
+    demonstrated: Demonstrated | None
+    expert: ExpertRecord | None
+
+
+def _prepare(
+    experiment: Experiment,
+    specs: Sequence[EnvironmentSpec],
+    device: torch.device,
+    folder: RunFolder,
+    profile: Profile,
+    should_stop: Callable[[], bool],
+) -> _Parts | None:
+    """Read demonstrations and checkpoints, and pretrain a new run; None where it was stopped in that."""
+    known = load_demonstrated(experiment, specs[0], device)
+    demonstrated, expert = known if known is not None else (None, None)
+    try:
+        learning = Learning(experiment, specs, device, profile, demonstrated)
+    except (ValueError, CheckpointError) as error:  # of what a reward is to be read from
+        raise CannotResume(str(error)) from error
+    profile.lap("starting")
+    resumed = resume(folder.checkpoints, learning, experiment, specs[0])
+    profile.lap("checkpoint loading")
+    if demonstrated is not None and demonstrated.family is not None:
+        keep_context(folder.context, demonstrated.family)
+    if resumed is None:
+        _warm_start(learning, experiment, specs[0])
+        if not learning.pretrain(should_stop):
+            return None
+    return _Parts(learning, resumed, demonstrated, expert)
+
+
+@contextlib.contextmanager
+def _exporting(addresses: Addresses, runner: Runner, profile: Profile) -> Iterator[None]:
+    """Answer Prometheus for as long as the block runs, where an address for that was given."""
+    if addresses.metrics is None:
+        yield
+        return
+    exporter = Exporter(
+        "learner",
+        addresses.metrics,
+        runner.metrics,
+        profile.snapshot,
+        runner.problem,
+        addresses.token_file,
+    )
+    try:
+        yield
+    finally:
+        exporter.close()
+
+
+def _train(runner: Runner, parts: _Parts, folder: RunFolder) -> bool:
+    """Run the loop to its end, and say in the status why it failed; False where it was stopped before it began."""
+    try:
+        if parts.resumed is not None and not runner.restore(parts.resumed):
+            return False
+        runner.run()
+    except Diverged as error:
+        _write_diagnostics(folder.path, parts.learning, str(error))
+        runner.failed(str(error))
+        raise
+    except ReplayMismatch as error:
+        runner.failed(str(error))
+        raise
+    return True
 
 
 def _warm_start(learning: Learning, experiment: Experiment, spec: EnvironmentSpec) -> None:
