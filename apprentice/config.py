@@ -446,44 +446,48 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _infers_where_it_can(self) -> Experiment:
-        if not self.infers_task:
-            size = 0
-        elif not self.is_family:
-            raise ValueError(
-                "reads: expected 'latent' only with a family, which has demonstrations to be shown; found "
-                f"{self.task!r}"
-            )
-        elif self.imitation.method in ("none", "sqil"):
-            raise ValueError(
-                "reads: expected 'latent' only with an imitation.method that trains its encoder (gail, dac, fairl, "
-                f"bc), found {self.imitation.method!r}"
-            )
-        elif "latent" not in self.reads.policy or "state" not in self.observation_keys:
-            raise ValueError(
-                "reads.policy: expected 'latent', and 'state' by some network, where 'latent' is read at all; found "
-                f"{list(self.reads.policy)}"
-            )
-        elif self.imitation.adversarial and "latent" not in self.reads.discriminator:
-            raise ValueError(
-                "reads.discriminator: expected 'latent' where the policy reads it, or nothing would tell the policy to "
-                f"heed it; found {list(self.reads.discriminator)}"
-            )
-        elif self.imitation.method != "bc" and not tells_task(self.reads.critic):
-            raise ValueError(
-                "reads.critic: expected 'latent' where the policy reads it, or 'task_parameters': values of all tasks "
-                f"would be taken for one's; found {list(self.reads.critic)}"
-            )
-        elif self.imitation.reward.override == "expert_advantage":
-            raise ValueError(
-                "imitation.reward.override: expected another than 'expert_advantage' where the task is inferred: the "
-                "expert would have to read what the policy does, and experts are told theirs"
-            )
-        else:
+        size = 0
+        if self.infers_task:
+            problem = self._inference_problem()
+            if problem is not None:
+                raise ValueError(problem)
             size = self.context.most
         if self.replay.context_size != size:
             replay = self.replay.model_copy(update={"context_size": size})
             object.__setattr__(self, "replay", replay)
         return self
+
+    def _inference_problem(self) -> str | None:
+        """Say what keeps a task from being inferred, or from being of use."""
+        reads, imitation = self.reads, self.imitation
+        if not self.is_family:
+            return f"reads: expected 'latent' only with a family, which has demonstrations to be shown; found {self.task!r}"
+        if imitation.method in ("none", "sqil"):
+            return (
+                "reads: expected 'latent' only with an imitation.method that trains its encoder (gail, dac, fairl, "
+                f"bc), found {imitation.method!r}"
+            )
+        if "latent" not in reads.policy or "state" not in self.observation_keys:
+            return (
+                "reads.policy: expected 'latent', and 'state' by some network, where 'latent' is read at all; found "
+                f"{list(reads.policy)}"
+            )
+        if imitation.adversarial and "latent" not in reads.discriminator:
+            return (
+                "reads.discriminator: expected 'latent' where the policy reads it, or nothing would tell the policy to "
+                f"heed it; found {list(reads.discriminator)}"
+            )
+        if imitation.method != "bc" and not tells_task(reads.critic):
+            return (
+                "reads.critic: expected 'latent' where the policy reads it, or 'task_parameters': values of all tasks "
+                f"would be taken for one's; found {list(reads.critic)}"
+            )
+        if imitation.reward.override == "expert_advantage":
+            return (
+                "imitation.reward.override: expected another than 'expert_advantage' where the task is inferred: the "
+                "expert would have to read what the policy does, and experts are told theirs"
+            )
+        return None
 
     @model_validator(mode="after")
     def _sees_every_expert(self) -> Experiment:
