@@ -461,7 +461,10 @@ class Experiment(Settings):
         """Say what keeps a task from being inferred, or from being of use."""
         reads, imitation = self.reads, self.imitation
         if not self.is_family:
-            return f"reads: expected 'latent' only with a family, which has demonstrations to be shown; found {self.task!r}"
+            return (
+                "reads: expected 'latent' only with a family, which has demonstrations to be shown; found "
+                f"{self.task!r}"
+            )
         if imitation.method in ("none", "sqil"):
             return (
                 "reads: expected 'latent' only with an imitation.method that trains its encoder (gail, dac, fairl, "
