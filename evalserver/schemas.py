@@ -36,7 +36,7 @@ class EvaluateQuery(BaseModel):
     """`RUN`, `RUN:latest`, `RUN:best`, `RUN:STEP`, or `latest` for the newest run's newest."""
     task: Annotated[str, Field(max_length=200)] | None = None
     """Another task than the checkpoint's; its observations and actions must fit the policy. Of a family: any task of
-    its division, and the first meta-test task unless this says another."""
+    its division or of another one that is fixed, and the first meta-test task unless this says another."""
     context: Annotated[str, Field(max_length=LONGEST)] | None = None
     """Demonstrations shown to a policy that infers its task, out of those of the task that its run keeps: how many,
     as in `2`, drawn with each episode's seed; or which, as in `ids:7,9` (or `#7,#9`). Such a policy is shown one

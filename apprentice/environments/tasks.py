@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -69,14 +70,20 @@ def find_task(task: str, family: FamilySettings | None = None) -> Task:
 
 
 def _find_in_family(task: str, settings: FamilySettings) -> Task:
+    """Return a task of the division, or of a fixed one of its family: a policy may be looked at in any of them."""
+    family = task.partition("-")[0]
     try:
-        if task in FAMILIES:
-            first = task_split(task, settings).train[0].task_id
-            raise UnknownTask(
-                f"expected one task, found the family {task!r}; name one, like {first!r}"
-            )
+        first = task_split(family, settings).train[0].task_id
+    except FamilyError as error:
+        raise UnknownTask(str(error)) from error
+    if task in FAMILIES:
+        raise UnknownTask(f"expected one task, found the family {task!r}; name one, like {first!r}")
+    try:
         return find_family_task(task, settings)
     except FamilyError as error:
+        for name in sorted(load_family(family).fixed_splits):
+            with suppress(FamilyError):
+                return find_family_task(task, FamilySettings(split=name))
         raise UnknownTask(str(error)) from error
 
 

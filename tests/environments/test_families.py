@@ -358,6 +358,18 @@ def test_unknown_tasks_are_named(task: str, message: str) -> None:
         make_environment(task, 0)
 
 
+def test_a_policy_can_be_looked_at_in_a_task_of_another_fixed_division() -> None:
+    arcs = task_split("reacher_goal", FamilySettings(split="arcs"))
+    task = arcs.test[0].task_id
+    for name in ("standard", "continuous"):
+        settings = EnvironmentSettings(family=FamilySettings(split=name))
+        assert task not in {t.task_id for t in task_split("reacher_goal", settings.family).tasks}
+        assert make_environment(task, 0, settings=settings).spec.task_id == task
+    drawn = task_split("reacher_goal", FamilySettings(split="continuous")).test[0].task_id
+    with pytest.raises(UnknownTask, match="of reacher_goal's division 'arcs', found"):
+        make_environment(drawn, 0, settings=settings_of(split="arcs"))
+
+
 def test_bad_settings_are_named() -> None:
     with pytest.raises(UnknownTask, match="expected one of .*'arcs'.* found 'arc'"):
         experiment_specs("reacher_goal", ("state",), settings_of(split="arc"))

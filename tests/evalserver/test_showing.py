@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apprentice.config_family import SplitName
+from apprentice.config_family import FamilySettings, SplitName
 from apprentice.demonstrations.family import INDEX
+from apprentice.environments.families import task_split
 from apprentice.runs import EXPERT_EPISODE, EXPERT_RECORD, RunFolder
 from tests.evalserver.family_runs import STEPS, make_family_run, task_of
 from tests.evalserver.serving import Reply, Server, keep_expert, make_run, needs_graphics
@@ -122,10 +123,15 @@ def test_a_policy_that_infers_nothing_refuses_to_be_shown(
         assert ask(server, other).json["episodes"][0]["context"] == []
 
 
-def test_an_unknown_task_is_refused_with_the_nearest(server: Server, run: str) -> None:
+def test_an_unknown_task_is_refused_with_the_nearest(server: Server, run: str, blind: str) -> None:
     task = task_of("test", 1)
     found = refusal(ask(server, run, task=task[:-1]))
     assert f"did you mean {task}" in found
+    elsewhere = task_split("reacher_goal", FamilySettings(split="arcs")).test[0].task_id
+    assert f"with demonstrations to show, found '{elsewhere}'" in refusal(
+        ask(server, run, task=elsewhere)
+    )
+    assert ask(server, blind, task=elsewhere).json["task"] == elsewhere
     assert "name one, like" in refusal(ask(server, run, task="reacher_goal"))
     assert "did you mean 'cheetah-run'" in refusal(ask(server, run, task="cheetah-rn"))
 
