@@ -242,8 +242,8 @@ def _between(
     the task is of no use.
     """
     family, split, method, _ = setting
+    settings_of_told = TOLD.get((family, split), "")
     for trained in (method.split("-")[0], BOUNDS):
-        settings_of_told = TOLD.get((family, split), "")
         blind = means.get((family, split, f"{trained}-blind", 0))
         told = means.get((family, split, f"{trained}-told{settings_of_told}", 0))
         if blind is not None and told is not None:

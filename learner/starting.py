@@ -161,9 +161,8 @@ def _run(
             if parts.expert is not None:
                 keep_expert(folder.evaluations, parts.expert, experiment)
             profile.lap("starting")
-            finished = _train(runner, parts, folder)
-        if finished and service.finishing:
-            _await_departures(service)
+            if _train(runner, parts, folder) and service.finishing:
+                _await_departures(service)
         return 0
     finally:
         reader.close()

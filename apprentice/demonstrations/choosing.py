@@ -213,8 +213,8 @@ def shown_limits(
     settings: ContextSettings, of_train: int, of_validation: int
 ) -> Iterator[tuple[str, int, int]]:
     """Yield key, number asked for and the most there is, of all that says how many demonstrations are shown."""
-    used = of_train if settings.episodes is None else settings.episodes
-    yield "context.episodes", used, of_train
+    if settings.episodes is not None:
+        yield "context.episodes", settings.episodes, of_train
     yield "context.most", settings.most, of_train
     yield "context.fewest", settings.fewest, of_validation
     if settings.information_coefficient:
