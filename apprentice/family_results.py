@@ -44,9 +44,7 @@ class FamilyRow(NamedTuple):
     environment_return: float
     metric: str  # what the family measures beside the return, `name=value;name=value`
     expert_return: float | None
-    normalised: (
-        float | None
-    )  # (R - blind) / (told - blind) of this task, as `FamilySummary.between`
+    normalised: float | None  # (R - blind) / (told - blind) of this task
     command: str
     commit: str
 
@@ -79,9 +77,7 @@ class FamilySummary(NamedTuple):
     low: float  # of the interquartile mean over seeds of the mean over tasks
     high: float
     share_of_expert: float | None  # mean return over the expert's
-    between: (
-        float | None
-    )  # (R - blind) / (told - blind): 0 imitates not knowing its task, 1 being told it
+    between: float | None  # (R - blind) / (told - blind), of means over tasks
     metrics: dict[str, float]
     seeds: tuple[float, ...]  # each the mean over tasks
 
