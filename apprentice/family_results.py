@@ -130,19 +130,56 @@ def summarise_families(rows: Sequence[FamilyRow]) -> dict[Setting, FamilySummary
 
 
 def family_table(rows: Sequence[FamilyRow]) -> str:
-    """Return the results as a Markdown table, one line per setting."""
-    lines = [
-        "| family | division | method | shown | return [95 % interval] | of the expert's | between blind and told | "
-        "beside the return | each seed |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for (family, split, method, context), summary in sorted(summarise_families(rows).items()):
-        beside = ", ".join(f"{name} {value:.3g}" for name, value in summary.metrics.items())
-        lines.append(
-            f"| {family} | {split} | {method} | {context or ''} | {summary.mean_return:.1f}"
-            f"{interval_text(summary.low, summary.high, len(summary.seeds), 1)} | {_two(summary.share_of_expert)} | "
-            f"{_two(summary.between)} | {beside} | {', '.join(f'{v:.1f}' for v in summary.seeds)} |"
+    """Return the results as Markdown: a table for each family and division, a line for each method, the best first.
+
+    What is shown fewest demonstrations, or none, has all of its figures there; of more, the mean return.
+    """
+    summaries = summarise_families(rows)
+    divisions = sorted({setting[:2] for setting in summaries})
+    return "\n".join(
+        f"### {family}, {split}\n\n"
+        + _division_table(
+            {s[2:]: found for s, found in summaries.items() if s[:2] == (family, split)}
         )
+        for family, split in divisions
+    )
+
+
+def _division_table(summaries: Mapping[tuple[str, int], FamilySummary]) -> str:
+    """Return a division's table, from summaries by method and number shown."""
+    fewest = {
+        method: min(context for name, context in summaries if name == method)
+        for method, _ in summaries
+    }
+    sizes = sorted({context for method, context in summaries if context > fewest[method]})
+    names = sorted({name for summary in summaries.values() for name in summary.metrics})
+    head = [
+        "method",
+        "shown",
+        "return [95 % interval]",
+        "each seed",
+        "of the expert's",
+        "between blind and told",
+        *names,
+        *(f"return, {size} shown" for size in sizes),
+    ]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for method, context in sorted(
+        fewest.items(), key=lambda item: (-summaries[item].mean_return, item)
+    ):
+        summary = summaries[method, context]
+        more = (summaries.get((method, size)) for size in sizes)
+        cells = [
+            method,
+            str(context or ""),
+            f"{summary.mean_return:.1f}{interval_text(summary.low, summary.high, len(summary.seeds), 1)}",
+            ", ".join(f"{value:.1f}" for value in summary.seeds),
+            _two(summary.share_of_expert),
+            _two(summary.between),
+            *(f"{summary.metrics[name]:.3g}" if name in summary.metrics else "" for name in names),
+            *("" if found is None else f"{found.mean_return:.1f}" for found in more),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -101,7 +101,7 @@ def test_what_was_not_measured_is_left_out() -> None:
     found = summarise_families([row("bc-posterior", 1, 0, 0, 30.0, expert=None)])
     (summary,) = found.values()
     assert (summary.share_of_expert, summary.between) == (None, None)
-    assert "| bc-posterior | 1 | 30.0 |  |  |" in family_table(
+    assert "| bc-posterior | 1 | 30.0 | 30.0 |  |  |" in family_table(
         [row("bc-posterior", 1, 0, 0, 30.0, expert=None)]
     )
 
@@ -149,12 +149,27 @@ def test_each_row_lies_between_the_bounds_of_its_own_task(tmp_path: Path) -> Non
     assert found["dac-told", 0, tasks[3], 0] is None
 
 
-def test_the_table_has_a_line_a_setting() -> None:
-    lines = family_table(ROWS).splitlines()
-    assert len(lines) == 2 + 4
-    assert lines[-1].startswith("| reacher_goal | standard | dac-told |  | 70.0 |")
-    assert "| 52.5 [50.5, 54.5] |" in lines[3]
-    assert "| 0.78 | 0.88 |" in lines[4]
+def test_a_division_has_a_table_and_a_method_a_line_in_it_the_best_first() -> None:
+    other = row("dac-told", 0, 0, 0, 5.0)._replace(
+        family="point_mass_goal", metric="final_distance=0.5"
+    )
+    text = family_table([*ROWS, other])
+    point_mass, reacher = text.split("### ")[1:]
+    assert point_mass.startswith("point_mass_goal, standard\n\n| method |")
+    assert point_mass.rstrip().splitlines()[-1].startswith("| dac-told |  | 5.0 | 5.0 |")
+    head, _, *lines = reacher.splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| dac-told",
+        "| dac-posterior",
+        "| dac-blind",
+    ]
+    assert head.endswith("| final_distance | steps_within_0.02 | return, 2 shown |"), head
+    assert lines[0].startswith("| dac-told |  | 70.0 | 70.0 | 0.88 | 1.00 |")
+    assert lines[0].endswith("|  |")
+    assert lines[1].startswith(
+        "| dac-posterior | 1 | 52.5 [50.5, 54.5] | 50.5, 54.5 | 0.66 | 0.71 |"
+    )
+    assert lines[1].endswith("| 62.5 |")
 
 
 def test_the_picture_has_a_line_for_each_method_and_a_dashed_one_for_what_infers_nothing() -> None:
