@@ -29,6 +29,7 @@ from tests.learner.test_learning import SPEC, drive, make_experiment
 from tests.replay.cases import STATE as OTHER
 from tests.replay.cases import wait_until
 from tests.replay.serving import ServerProcess
+from tests.test_exporter import scrape
 
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - it is to be refused
 NOBODY = "127.0.0.1:9"
@@ -253,3 +254,36 @@ def test_a_run_that_has_finished_lets_actors_go_and_learns_no_more(tmp_path: Pat
             client.close()
         assert code.result(20.0) == 0
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_prometheus_is_answered_until_the_actors_have_left(tmp_path: Path) -> None:
+    experiment, port, metrics = make(), free_port(), free_port()
+    (spec,) = experiment_specs(experiment.task, experiment.observation_keys, experiment.environment)
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    save_experiment(experiment, folder.path / "experiment.yaml")
+    server = ServerProcess(tmp_path / "replay", (spec,), experiment.replay)
+    told = threading.Event()
+    client = LearnerClient(f"127.0.0.1:{port}", 4.0)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            addresses = Addresses(
+                server.start().address, "127.0.0.1", port, metrics=f"127.0.0.1:{metrics}"
+            )
+            code = pool.submit(
+                start, folder.path / "experiment.yaml", folder.path, addresses, told.is_set
+            )
+            membership = join(client, 5, None, 60.0, lambda: None)
+            assert membership is not None
+            wait_until(lambda: (found := folder.read_status()) and found.state == "waiting", 60.0)
+            client.control("stop")
+            wait_until(lambda: (found := folder.read_status()) and found.state == "stopped", 60.0)
+            assert scrape(metrics)
+            assert not code.done()
+            reply = client.heartbeat(ActorReport(membership.slot, 5, 0, 0.0, 0, [], 0, {}))
+            assert reply.leave
+            assert code.result(10.0) == 0
+        finally:
+            told.set()
+            client.close()
+            server.close()
