@@ -13,6 +13,8 @@ MOST_ROWS = 1500
 """Rows of a file that are parsed; of a longer one evenly spaced ones, and the last."""
 WIDTH, HEIGHT = 640, 240
 LEFT, RIGHT, TOP, BOTTOM = 60, 20, 14, 30
+LABEL = 10
+"""Height that a level's name needs beside TOP."""
 DEFAULTS = ("evaluation/return_mean", "actor/episode_return")
 _HIDDEN = "profile/"
 
@@ -82,12 +84,13 @@ def draw_curve(
     y_ticks = nice_ticks(min(0.0, low) if high > 0 else low, max(high, 0.0) if low < 0 else high)
     y_low, y_high = min(low, y_ticks[0]), max(high, y_ticks[-1])
     y_span = (y_high - y_low) or 1.0
+    top = TOP + (LABEL if levels else 0)  # the highest level's name stands above it
 
     def x_of(steps: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * steps / x_high
 
     def y_of(value: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (1.0 - (value - y_low) / y_span)
+        return top + (HEIGHT - top - BOTTOM) * (1.0 - (value - y_low) / y_span)
 
     parts = [head]
     for tick in y_ticks:
@@ -104,7 +107,7 @@ def draw_curve(
         y = y_of(level)
         parts.append(
             f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="level" x="{LEFT + 6}" y="{y - 5 if y > TOP + 14 else y + 14:.1f}">'
+            f'<text class="level" x="{LEFT + 6}" y="{y - 5:.1f}">'
             f"{html.escape(label)}</text>"
         )
     places = " ".join(f"{x_of(p.steps):.1f},{y_of(p.value):.1f}" for p in points)

@@ -118,7 +118,7 @@ def photograph_page(url: str, checkpoint: str) -> None:
 
 
 def photograph_family(url: str, run: str) -> None:
-    """Write what the page shows of a family's unseen tasks as PNG, while the policy plays in all of them."""
+    """Write what the page shows of a family's unseen tasks as PNG, with the end of a rollout in each."""
     from selenium.webdriver.common.by import By
 
     with _page(url, run, "1240,1900") as driver:
@@ -138,6 +138,17 @@ def photograph_family(url: str, run: str) -> None:
                     f"{run}: expected {num_tiles} tiles to play within 300 s; is its server busy?"
                 )
             time.sleep(0.1)
+        driver.execute_async_script(
+            "const done = arguments[arguments.length - 1];"
+            "const ends = [...document.querySelectorAll('video.tile')].map(video => {"
+            "  video.pause(); video.controls = false;"
+            "  return new Promise(seen => {"
+            "    video.addEventListener('seeked', seen, {once: true});"
+            "    video.currentTime = 0.95 * video.duration;"
+            "  });"
+            "});"
+            "Promise.all(ends).then(() => done())"
+        )
         section.screenshot(str(FOLDER / "family.png"))
 
 
