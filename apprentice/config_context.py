@@ -65,6 +65,9 @@ class ContextSettings(Settings):
     """Adam's step size of that."""
     learned: bool = True
     """Train the encoder with the discriminator (or the cloned policy); false leaves it as pretraining left it."""
+    learned_updates: int | None = Field(None, ge=1)
+    """Updates over which the encoder's step size falls in a straight line to 0, after which it stays as it is;
+    pretraining is not among them. Null keeps the step size."""
     kl_coefficient: float = Field(0.0, ge=0)
     """Weight of KL(q(z | context), N(0, I)) at the ramp's end; where it comes near the cross-entropy (in pretraining:
     the squared error of actions) it drowns z."""
@@ -102,6 +105,11 @@ class ContextSettings(Settings):
             raise ValueError(
                 "context.learned: expected true where context.pretrain_updates is 0, or the encoder would stay as it "
                 "was drawn; found false"
+            )
+        if self.learned_updates is not None and not self.learned:
+            raise ValueError(
+                "context.learned_updates: expected null where context.learned is false and only pretraining trains the "
+                f"encoder, found {self.learned_updates}"
             )
         if self.linear and self.encoder == "posterior" and self.time_pooling != "mean":
             raise ValueError(

@@ -108,12 +108,13 @@ def make_cloning_update(
         values = [loss, error, norm, (~accept).float()]
         if context_state is not None:
             assert context is not None
+            assert shown is not None
             divergence, information, statistics = inferred
             context_norm = context.step(
                 context_state,
                 context_gradient,
                 statistics,
-                rate_factor,
+                rate_factor * shown.rate_factor,
                 accept,
                 context_learning_rate,
             )

@@ -114,10 +114,17 @@ class Conditioning:
     def batch(self, tasks_of_rows: torch.Tensor, generator: torch.Generator) -> ContextBatch:
         """Draw what one update of the encoder is shown of all tasks; rows [B] are of `tasks_of_rows`."""
         tasks = torch.arange(self.num_tasks, device=self._device)
-        return self._batch(self._shuffled(tasks, generator), tasks_of_rows, generator)
+        left = 1.0
+        if self._settings.learned_updates is not None:
+            left = max(0.0, 1.0 - self._num_updates / self._settings.learned_updates)
+        return self._batch(self._shuffled(tasks, generator), tasks_of_rows, left, generator)
 
     def _batch(
-        self, order: torch.Tensor, tasks_of_rows: torch.Tensor, generator: torch.Generator
+        self,
+        order: torch.Tensor,
+        tasks_of_rows: torch.Tensor,
+        rate_factor: float,
+        generator: torch.Generator,
     ) -> ContextBatch:
         """Show the first of each task's places in `order` [K, N]."""
         settings = self._settings
@@ -131,7 +138,10 @@ class Conditioning:
         first, last = settings.kl_ramp
         risen = min(1.0, max(0.0, (self._num_updates - first) / (last - first)))
         weight = torch.full((), settings.kl_coefficient * risen, device=self._device)
-        return ContextBatch(self._shown(places, generator), other, noise, tasks_of_rows, weight)
+        factor = torch.full((), rate_factor, device=self._device)
+        return ContextBatch(
+            self._shown(places, generator), other, noise, tasks_of_rows, weight, factor
+        )
 
     def batch_of_context(
         self, tasks_of_rows: torch.Tensor, generator: torch.Generator
@@ -143,7 +153,7 @@ class Conditioning:
         num, most = len(tasks_of_rows), self._settings.most
         tasks = torch.arange(self.num_tasks, device=self._device)
         places = self._shuffled(tasks, generator)
-        shown = self._batch(places, tasks_of_rows, generator)
+        shown = self._batch(places, tasks_of_rows, 1.0, generator)
         others = (self._counts - most).clamp_min(0)
         first = torch.where(others > 0, most, 0)
         choice = torch.rand(num, generator=generator, device=self._device)

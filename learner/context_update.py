@@ -35,6 +35,7 @@ class ContextBatch(NamedTuple):
     noise: torch.Tensor  # [K, Z] standard normal
     task: torch.Tensor  # [B] int64: which of the K each row of the batch is of
     divergence_weight: torch.Tensor  # []
+    rate_factor: torch.Tensor  # [] of the encoder's step size alone
 
 
 class Inferred(NamedTuple):
@@ -87,7 +88,8 @@ class ContextParts(NamedTuple):
         adam_step(state.adam, gradient, adam, rate_factor, accept)
         if self.settings.batch_norm:
             for running, found in zip(state[1:], statistics, strict=True):
-                running.lerp_(torch.where(accept, found, running), MOMENTUM)
+                moves = accept & (rate_factor > 0)
+                running.lerp_(torch.where(moves, found, running), MOMENTUM)
         return norm
 
 

@@ -217,9 +217,14 @@ def make_discriminator_update(
         values = [loss, measured.cross_entropy, measured.penalty, norm, (~accept).float()]
         if context_state is not None:
             assert context is not None
-            rate = context.settings.learning_rate
+            assert shown is not None
             context_norm = context.step(
-                context_state, context_gradient, measured.statistics, rate_factor, accept, rate
+                context_state,
+                context_gradient,
+                measured.statistics,
+                rate_factor * shown.rate_factor,
+                accept,
+                context.settings.learning_rate,
             )
             values += [measured.divergence, measured.information, context_norm]
         return torch.stack(values).detach()

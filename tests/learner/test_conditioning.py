@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,34 @@ def test_the_divergence_ramps_up_and_pulls_the_belief_to_the_prior() -> None:
     conditioning.refresh()
     belief = conditioning.belief(torch.arange(SHOWN * TASKS)[:, None])
     assert float(belief.std.mean()) > 0.5
+
+
+def test_the_encoders_step_size_falls_to_nothing_where_so_many_updates_were_asked_for() -> None:
+    one = filled({"learned_updates": 4, "batch_norm": True})
+    conditioning, imitation = parts(one)
+    factors, encoders = [], [encoder_of(one)]
+    for update in range(6):
+        shown = conditioning.batch(torch.arange(48) // 3, torch.Generator().manual_seed(0))
+        factors.append(float(shown.rate_factor))
+        imitation.learn(one.experience, update)
+        encoders.append(encoder_of(one))
+    assert factors == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    moves = [not torch.equal(*pair) for pair in pairwise(encoders)]
+    assert moves == [True] * 4 + [False] * 2
+    statistics = conditioning.state.running_mean.clone()
+    imitation.learn(one.experience, 6)
+    assert torch.equal(conditioning.state.running_mean, statistics)
+
+
+def test_pretraining_is_not_among_the_updates_over_which_the_step_size_falls() -> None:
+    one = filled({"learned_updates": 1})
+    conditioning, imitation = parts(one)
+    imitation.learn(one.experience, 0)
+    shown, _ = conditioning.batch_of_context(torch.arange(6) // 2, torch.Generator().manual_seed(0))
+    assert float(shown.rate_factor) == 1.0
+    conditioning.begin_anew()
+    shown = conditioning.batch(torch.arange(48) // 3, torch.Generator().manual_seed(0))
+    assert float(shown.rate_factor) == 1.0
 
 
 def test_the_information_is_bounded_by_the_number_of_tasks_and_0_where_nothing_is_told() -> None:
@@ -565,6 +594,10 @@ def test_meta_cloning_learns_the_experts_action() -> None:
         ({"imitation": {"method": "dac", "demonstrations": {"experts": 3, "recorded": 1}}}, "at most 1, .*recorded"),
         ({"context": {"most": 0}}, "context.most"),
         ({"context": {"kl_ramp": [5, 5]}}, "context.kl_ramp"),
+        (
+            {"context": {"learned": False, "pretrain_updates": 1, "learned_updates": 9}},
+            "context.learned_updates",
+        ),
         ({"context": {"most": 3, "episodes": 2}}, "context.episodes: expected at least context.most"),
         ({"context": {"most": 2, "episodes": 3, "information_coefficient": 1.0}}, "at least twice context.most"),
     ],
