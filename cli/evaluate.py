@@ -41,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--context",
-        metavar="N|IDS",
-        help="demonstrations shown to a policy that infers its task: how many, drawn with the seed (1), or "
-        "ids:7,9: these of the task's",
+        metavar="N|IDS|FILE",
+        help="demonstrations shown to a policy that infers its task: how many, drawn with the seed (1); ids:7,9: these "
+        "of the task's; or all of a file of your own (.hdf5), in whose task it then acts",
     )
     parser.add_argument("--seed", type=_not_negative, default=0, help="seed of the first episode")
     parser.add_argument(
@@ -74,8 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     except CheckpointError as error:
         raise CommandFailed(f"{path}: {error}", exit_codes.CONFIGURATION) from None
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
-    tasks = _tasks(arguments.task, experiment)
-    context = _context(arguments.context, path, experiment, tasks)
+    tasks, context = _tasks_and_context(arguments, path, experiment)
     if arguments.format != "json":
         _require_camera(arguments.camera, tasks[0], experiment)
     try:
@@ -99,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         "checkpoint": path.name,
         "run": manifest.run,
         "steps": manifest.steps,
-        "task": arguments.task or experiment.task,
+        "task": arguments.task or (tasks[0] if len(tasks) == 1 else experiment.task),
         **evaluation.report(),
     }
     report_file = arguments.out / "evaluation.json"
@@ -160,15 +159,21 @@ def _tasks(asked: str | None, experiment: Experiment) -> list[str]:
     return [asked]
 
 
-def _context(
-    asked: str | None, checkpoint: Path, experiment: Experiment, tasks: list[str]
-) -> ContextChoice | None:
-    """Return what is shown to a policy that infers its task; refuse it for one that does not."""
+def _tasks_and_context(
+    arguments: argparse.Namespace, checkpoint: Path, experiment: Experiment
+) -> tuple[list[str], ContextChoice | None]:
+    """Return the tasks, and what is shown in them to a policy that infers its task."""
     from apprentice.demonstrations.context import choose_context
     from apprentice.demonstrations.format import DemonstrationError
+    from apprentice.demonstrations.own_context import context_of_file, is_file_of_context
 
+    asked: str | None = arguments.context
     try:
-        return choose_context(asked, checkpoint, experiment.infers_task, tasks)
+        if asked is not None and is_file_of_context(asked):
+            task, choice = context_of_file(Path(asked), experiment, arguments.task)
+            return _tasks(task, experiment), choice
+        tasks = _tasks(arguments.task, experiment)
+        return tasks, choose_context(asked, checkpoint, experiment.infers_task, tasks)
     except DemonstrationError as error:
         raise CommandFailed(f"--context: {error}", exit_codes.CONFIGURATION) from None
 

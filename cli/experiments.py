@@ -19,12 +19,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--list", action="store_true", help="list all experiments, or NAME's variants"
     )
+    parser.add_argument(
+        "--tasks",
+        action="store_true",
+        help="list the tasks of NAME's family, with their parameters",
+    )
     add_experiment_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
+        if arguments.tasks:
+            raise CommandFailed(
+                "--tasks: expected the name of an experiment", exit_codes.CONFIGURATION
+            )
         _list_experiments()
+    elif arguments.tasks:
+        _list_tasks(read_experiment(arguments.name, arguments.variant, tuple(arguments.overrides)))
     elif arguments.list:
         _list_variants(arguments.name)
     else:
@@ -59,6 +70,27 @@ def _list_variants(name: str) -> None:
     for variant, differences in zip(variants, differing_settings(variants), strict=True):
         shown = "  ".join(f"{key}={value}" for key, value in differences.items())
         print(f"{variant.variant:4}  {shown}".rstrip())
+
+
+def _list_tasks(experiment: Experiment) -> None:
+    from apprentice.config_family import SPLITS
+    from apprentice.environments.families import load_family, task_split
+    from apprentice.suite_tasks import family_of
+
+    name = family_of(experiment.task)
+    if name is None:
+        raise CommandFailed(
+            f"--tasks: expected an experiment of a family of tasks, found one of {experiment.task}",
+            exit_codes.CONFIGURATION,
+        )
+    family, split = load_family(name), task_split(name, experiment.environment.family)
+    for part in SPLITS:
+        for task in split.of(part):
+            parameters = "  ".join(
+                f"{p.name} {task.parameters[p.name]:.3f}{f' {p.unit}' if p.unit else ''}"
+                for p in family.parameters
+            )
+            print(f"{part:11} {task.task_id}  {parameters}")
 
 
 def differing_settings(variants: tuple[Experiment, ...]) -> list[dict[str, Any]]:

@@ -250,7 +250,7 @@ def _shown(experiment: Experiment, family: FamilyDemonstrations) -> TrainContext
     """Return the train tasks' context demonstrations, where the task is inferred from them."""
     if not experiment.infers_task:
         return None
-    library = ContextLibrary(family)
+    library = ContextLibrary.of(family)
     return train_context(library, library.tasks("train"), experiment.context.episodes)
 
 

@@ -23,7 +23,11 @@ from apprentice.demonstrations.family import (
     read_family,
     write_family,
 )
-from apprentice.demonstrations.format import DemonstrationError, DemonstrationSet
+from apprentice.demonstrations.format import (
+    DemonstrationError,
+    DemonstrationMetadata,
+    DemonstrationSet,
+)
 from apprentice.runs import CONTEXT
 from apprentice.types import Trajectory
 
@@ -47,22 +51,46 @@ class ContextDemonstration(NamedTuple):
         return context_steps(self.trajectory)
 
 
-class ContextLibrary:
-    """All context demonstrations of a family."""
+class ContextOfTask(NamedTuple):
+    """What may be shown of one task."""
 
-    def __init__(self, family: FamilyDemonstrations) -> None:
-        self.family = family.index.family
+    task_id: str
+    split: SplitName
+    metadata: DemonstrationMetadata
+    episodes: tuple[Trajectory, ...]
+
+
+class ContextLibrary:
+    """All context demonstrations of a family, or what else may be shown."""
+
+    def __init__(self, family: str, tasks: Sequence[ContextOfTask]) -> None:
+        self.family = family
         self._all: list[ContextDemonstration] = []
         self._of_task: dict[str, tuple[int, ...]] = {}
-        self._sets = family.sets
-        for task in family.index.tasks:
-            episodes = family.episodes(task.task_id, "context")
+        self._metadata = {task.task_id: task.metadata for task in tasks}
+        for task in tasks:
             first = len(self._all)
-            self._of_task[task.task_id] = tuple(range(first, first + len(episodes)))
+            self._of_task[task.task_id] = tuple(range(first, first + len(task.episodes)))
             self._all += [
                 ContextDemonstration(first + place, task.task_id, task.split, episode)
-                for place, episode in enumerate(episodes)
+                for place, episode in enumerate(task.episodes)
             ]
+
+    @classmethod
+    def of(cls, family: FamilyDemonstrations) -> ContextLibrary:
+        """Take the context of a family's demonstrations, in the order of its index."""
+        return cls(
+            family.index.family,
+            [
+                ContextOfTask(
+                    task.task_id,
+                    task.split,
+                    family.sets[task.task_id].metadata,
+                    family.episodes(task.task_id, "context"),
+                )
+                for task in family.index.tasks
+            ],
+        )
 
     def __len__(self) -> int:
         return len(self._all)
@@ -86,7 +114,7 @@ class ContextLibrary:
 
     def returns(self, task_id: str) -> tuple[float | None, float | None]:
         """Return the mean returns in a task of the experts that made its demonstrations and of random actions."""
-        metadata = self._sets[task_id].metadata
+        metadata = self._metadata[task_id]
         return metadata.expert_return, metadata.random_return
 
     def draw(self, task_id: str, size: int, seed: int) -> tuple[int, ...]:
@@ -245,7 +273,7 @@ def keep_context(folder: Path, family: FamilyDemonstrations) -> None:
 
 def read_context(folder: Path) -> ContextLibrary:
     """Return what `keep_context` left. Raises DemonstrationError."""
-    return ContextLibrary(read_family(folder, ("context",)))
+    return ContextLibrary.of(read_family(folder, ("context",)))
 
 
 def choose_context(

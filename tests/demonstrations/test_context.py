@@ -27,7 +27,7 @@ TRAIN = ("fake-10", "fake-11")
 
 @pytest.fixture
 def library(tmp_path: Path) -> ContextLibrary:
-    return ContextLibrary(written(tmp_path / "demos"))
+    return ContextLibrary.of(written(tmp_path / "demos"))
 
 
 def test_numbers_count_all_context_demonstrations_and_no_query(library: ContextLibrary) -> None:
@@ -85,7 +85,7 @@ def test_another_tasks_are_of_the_same_division(library: ContextLibrary) -> None
 def test_a_task_that_is_alone_in_its_division_has_no_other(tmp_path: Path) -> None:
     recorded = {"train": {"fake-1": (of_task(1), 2)}}
     write_family(tmp_path / "alone", "fake", SETTINGS, "0", recorded)  # type: ignore[arg-type]
-    choice = ContextChoice(ContextLibrary(read_family(tmp_path / "alone")), of_another_task=True)
+    choice = ContextChoice(ContextLibrary.of(read_family(tmp_path / "alone")), of_another_task=True)
     with pytest.raises(DemonstrationError, match="expected another train task .* only fake-1"):
         choice.of("fake-1", 0)
 
@@ -121,7 +121,7 @@ def test_a_runs_folder_keeps_what_may_be_shown_and_nothing_else(tmp_path: Path) 
     (run / "context").mkdir(parents=True)
     keep_context(run / "context", family)
     kept = read_context(run / "context")
-    original = ContextLibrary(family)
+    original = ContextLibrary.of(family)
     assert len(kept) == len(original)
     for number in range(len(kept)):
         assert kept[number].task_id == original[number].task_id

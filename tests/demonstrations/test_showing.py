@@ -101,4 +101,4 @@ def narrow(family: FamilyDemonstrations) -> ContextChoice:
         ]
         assert len(cut[0].action) == STEPS
         sets[name] = replace(one, trajectories=tuple(cut))
-    return ContextChoice(ContextLibrary(replace(family, sets=sets)))
+    return ContextChoice(ContextLibrary.of(replace(family, sets=sets)))
