@@ -66,8 +66,8 @@ class ContextSettings(Settings):
     learned: bool = True
     """Train the encoder with the discriminator (or the cloned policy); false leaves it as pretraining left it."""
     learned_updates: int | None = Field(None, ge=1)
-    """Updates over which the encoder's step size falls in a straight line to 0, after which it stays as it is;
-    pretraining is not among them. Null keeps the step size."""
+    """The encoder's own updates, pretraining's not among them, over which its step size falls in a straight line to 0
+    (on top of `learner.learning_rate_schedule`); then the encoder stays as it is. Null keeps the step size."""
     kl_coefficient: float = Field(0.0, ge=0)
     """Weight of KL(q(z | context), N(0, I)) at the ramp's end; where it comes near the cross-entropy (in pretraining:
     the squared error of actions) it drowns z."""

@@ -33,4 +33,4 @@ class FamilySettings(Settings):
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
-"""The three divisions of a family's tasks."""
+"""The three parts of a division of a family's tasks."""

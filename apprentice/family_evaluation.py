@@ -147,6 +147,8 @@ def method_label(experiment: Experiment) -> str:
             parts.append("pretrained")
         if not context.learned:
             parts.append("frozen")
+        if context.learned_updates is not None:
+            parts.append("settled")
     elif "task_parameters" in experiment.reads.policy:
         parts.append("told")
     elif imitation.method != "none":

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from apprentice.evaluation import Episode, Evaluation
 
 _FORMATS = ("mp4", "gif", "webp")
+FILE_SUFFIXES = (".hdf5", ".h5")
+"""What asks for demonstrations by the name of their file ends so; all else is a number or ids."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     except CheckpointError as error:
         raise CommandFailed(f"{path}: {error}", exit_codes.CONFIGURATION) from None
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
-    tasks, context = _tasks_and_context(arguments, path, experiment)
+    file = _file_of_context(arguments)
+    tasks, context = _tasks_and_context(arguments, file, path, experiment)
     if arguments.format != "json":
         _require_camera(arguments.camera, tasks[0], experiment)
     try:
@@ -100,6 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         "steps": manifest.steps,
         "task": arguments.task or (tasks[0] if len(tasks) == 1 else experiment.task),
         **evaluation.report(),
+        **({} if file is None else {"context_file": file}),
     }
     report_file = arguments.out / "evaluation.json"
     _make_folder(arguments.out)
@@ -159,21 +163,42 @@ def _tasks(asked: str | None, experiment: Experiment) -> list[str]:
     return [asked]
 
 
+def _file_of_context(arguments: argparse.Namespace) -> str | None:
+    """Return the file that is to be shown, where it is one; refuse what is neither that nor a number or ids."""
+    asked: str | None = arguments.context
+    if asked is None:
+        return None
+    if not asked.lower().endswith(FILE_SUFFIXES):
+        if Path(asked).exists() and not asked.isdecimal():
+            raise CommandFailed(
+                f"--context: expected a demonstration file ({' or '.join(FILE_SUFFIXES)}), how many demonstrations, or "
+                f"ids:7,9; found {asked}",
+                exit_codes.CONFIGURATION,
+            )
+        return None
+    if arguments.task in SPLITS:
+        raise CommandFailed(
+            f"--task: expected none with --context {asked}, whose task is acted in, or that task's id; found "
+            f"{arguments.task}",
+            exit_codes.CONFIGURATION,
+        )
+    return asked
+
+
 def _tasks_and_context(
-    arguments: argparse.Namespace, checkpoint: Path, experiment: Experiment
+    arguments: argparse.Namespace, file: str | None, checkpoint: Path, experiment: Experiment
 ) -> tuple[list[str], ContextChoice | None]:
     """Return the tasks, and what is shown in them to a policy that infers its task."""
     from apprentice.demonstrations.context import choose_context
     from apprentice.demonstrations.format import DemonstrationError
-    from apprentice.demonstrations.own_context import context_of_file, is_file_of_context
+    from apprentice.demonstrations.own_context import context_of_file
 
-    asked: str | None = arguments.context
     try:
-        if asked is not None and is_file_of_context(asked):
-            task, choice = context_of_file(Path(asked), experiment, arguments.task)
+        if file is not None:
+            task, choice = context_of_file(Path(file), experiment, arguments.task)
             return _tasks(task, experiment), choice
         tasks = _tasks(arguments.task, experiment)
-        return tasks, choose_context(asked, checkpoint, experiment.infers_task, tasks)
+        return tasks, choose_context(arguments.context, checkpoint, experiment.infers_task, tasks)
     except DemonstrationError as error:
         raise CommandFailed(f"--context: {error}", exit_codes.CONFIGURATION) from None
 

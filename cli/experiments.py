@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="show this experiment, resolved, as YAML")
-    parser.add_argument(
+    lists = parser.add_mutually_exclusive_group()
+    lists.add_argument(
         "--list", action="store_true", help="list all experiments, or NAME's variants"
     )
-    parser.add_argument(
+    lists.add_argument(
         "--tasks",
         action="store_true",
         help="list the tasks of NAME's family, with their parameters",
@@ -87,7 +88,7 @@ def _list_tasks(experiment: Experiment) -> None:
     for part in SPLITS:
         for task in split.of(part):
             parameters = "  ".join(
-                f"{p.name} {task.parameters[p.name]:.3f}{f' {p.unit}' if p.unit else ''}"
+                f"{p.name} {task.parameters[p.name]:.6g}{f' {p.unit}' if p.unit else ''}"
                 for p in family.parameters
             )
             print(f"{part:11} {task.task_id}  {parameters}")

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measure again, instead of taking what the run measured at its end",
     )
     parser.add_argument(
-        "--into", type=Path, metavar="FILE.md", help="put the table between this file's two marks"
+        "--into", type=Path, metavar="FILE.md", help="put the tables between this file's two marks"
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="write a picture for each family and division there"

@@ -227,6 +227,7 @@ def test_the_plane_shows_what_varies() -> None:
         ({}, "dac-posterior"),
         ({"context": {"pretrain_updates": 5}}, "dac-posterior-pretrained"),
         ({"context": {"pretrain_updates": 5, "learned": False}}, "dac-posterior-pretrained-frozen"),
+        ({"context": {"learned_updates": 9}}, "dac-posterior-settled"),
         ({"context": {"encoder": "context_window"}}, "dac-context_window"),
         ({"reads": BLIND}, "dac-blind"),
         ({"reads": TOLD}, "dac-told"),

@@ -99,7 +99,7 @@ class ContextLibrary:
         return self._all[number]
 
     def tasks(self, split: SplitName) -> tuple[str, ...]:
-        """Return the ids of a division's tasks, in its order."""
+        """Return the ids of the tasks of a part of the division, in its order."""
         return tuple(
             task for task, numbers in self._of_task.items() if self._all[numbers[0]].split == split
         )
@@ -155,13 +155,13 @@ class ContextChoice:
     numbers: tuple[int, ...] | None = None
     """Which ones; null draws them with each episode's seed."""
     of_another_task: bool = False
-    """Show those of another task of the same division instead: what a policy makes of them says whether it heeds
+    """Show those of another task of the same part instead: what a policy makes of them says whether it heeds
     what it is shown."""
 
     def of(self, task_id: str, seed: int) -> tuple[int, ...]:
         """Return the numbers of what is shown in the episode `seed` of a task.
 
-        Raises DemonstrationError where there are no such ones, or no other task of the division.
+        Raises DemonstrationError where there are no such ones, or no other task of the part.
         """
         if self.of_another_task:
             task_id = self._another(task_id)
@@ -246,7 +246,7 @@ def context_steps(trajectory: Trajectory) -> np.ndarray:
 
 
 def keep_context(folder: Path, family: FamilyDemonstrations) -> None:
-    """Leave the context demonstrations of every division in a run's folder, which then needs no other file.
+    """Leave the context demonstrations of all three parts in a run's folder, which then needs no other file.
 
     What an earlier start of the run has left there stays. Raises DemonstrationError where that is of another
     division.

@@ -1,7 +1,7 @@
 """Demonstrations of a whole family: one ordinary file a task, and an index that says which episode is for what.
 
-Every task of a division (meta-train, validation, test) has episodes of two roles: a learner is shown `context`
-to find out which task it is in, and imitates `query`. Each episode is in exactly one of the six sets.
+Every task of all parts of a division (meta-train, validation, test) has episodes of two roles: a learner is shown
+`context` to find out which task it is in, and imitates `query`. Each episode is in exactly one of the six sets.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ class FamilyIndex(_Model):
     split_digest: str
     """TaskSplit.digest of that division."""
     tasks: tuple[TaskEntry, ...] = Field(min_length=1)
-    """All tasks, in the order of the divisions."""
+    """All tasks, in the order of the parts."""
 
     @model_validator(mode="after")
     def _tasks_once(self) -> FamilyIndex:
         ids = [task.task_id for task in self.tasks]
         if len(set(ids)) < len(ids):
-            raise ValueError("tasks: expected each task in one division, found one twice")
+            raise ValueError("tasks: expected each task in one part, found one twice")
         return self
 
 
@@ -105,7 +105,7 @@ class FamilyDemonstrations:
     """SHA-256 of the index, which names the digest of each file."""
 
     def tasks(self, split: SplitName) -> tuple[TaskEntry, ...]:
-        """Return the tasks of a division, in its order."""
+        """Return the tasks of a part of the division, in its order."""
         return tuple(task for task in self.index.tasks if task.split == split)
 
     def num_starting_alike(self) -> int:
@@ -137,7 +137,7 @@ def write_family(
 ) -> FamilyIndex:
     """Write a folder that appears whole or not at all.
 
-    `recorded` holds for each division and task id the episodes and how many of them, the first ones, are context.
+    `recorded` holds for each part and task id the episodes and how many of them, the first ones, are context.
     Raises DemonstrationError and OSError.
     """
     if folder.exists():

@@ -12,15 +12,8 @@ from apprentice.demonstrations.reading import read_demonstrations
 from apprentice.environments import UnknownTask, environment_spec
 from apprentice.suite_tasks import family_of
 
-SUFFIXES: Final = (".hdf5", ".h5")
-"""What asks for demonstrations by the name of their file ends so; all else is a number or ids."""
 MOST_SHOWN: Final = 64
 """Demonstrations shown at once."""
-
-
-def is_file_of_context(asked: str) -> bool:
-    """Return whether what is asked to be shown is a file."""
-    return asked.endswith(SUFFIXES)
 
 
 def context_of_file(
@@ -56,6 +49,11 @@ def context_of_file(
         expected = environment_spec(task, ("state",), experiment.environment)
     except UnknownTask as error:
         raise DemonstrationError(f"{path}: {error}") from None
+    if spec is not None and spec.action_repeat != expected.action_repeat:
+        raise DemonstrationError(
+            f"{path}: action_repeat: expected {expected.action_repeat} as the policy was trained with, found "
+            f"{spec.action_repeat}"
+        )
     for episode in demonstrations.trajectories:
         require_spec(str(path), demonstrations.metadata, episode, expected)
     num = len(demonstrations.trajectories)

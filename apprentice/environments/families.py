@@ -57,7 +57,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskSplit:
-    """A family's tasks, each in one division. Raises FamilyError where two divisions share a task."""
+    """A division of a family's tasks, each in one part. Raises FamilyError where two parts share a task."""
 
     train: tuple[Task, ...]
     validation: tuple[Task, ...]

@@ -138,17 +138,20 @@ def photograph_family(url: str, run: str) -> None:
                     f"{run}: expected {num_tiles} tiles to play within 300 s; is its server busy?"
                 )
             time.sleep(0.1)
-        driver.execute_async_script(
+        failure = driver.execute_async_script(
             "const done = arguments[arguments.length - 1];"
             "const ends = [...document.querySelectorAll('video.tile')].map(video => {"
             "  video.pause(); video.controls = false;"
-            "  return new Promise(seen => {"
+            "  return new Promise((seen, failed) => {"
+            "    video.addEventListener('error', () => failed(video.error), {once: true});"
             "    video.addEventListener('seeked', seen, {once: true});"
             "    video.currentTime = 0.95 * video.duration;"
             "  });"
             "});"
-            "Promise.all(ends).then(() => done())"
+            "Promise.all(ends).then(() => done(null), error => done(String(error)))"
         )
+        if failure is not None:
+            raise RuntimeError(f"{run}: a tile could not be shown at its end: {failure}")
         section.screenshot(str(FOLDER / "family.png"))
 
 

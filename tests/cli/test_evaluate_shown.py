@@ -46,6 +46,7 @@ def test_it_is_shown_all_of_the_file_and_acts_in_its_task(tmp_path: Path, folder
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert report["task"] == file.stem
     assert [episode["context"] for episode in report["episodes"]] == [[0, 1, 2]] * 2
+    assert report["context_file"] == str(file)
     task, choice = context_of_file(file, family_experiment(), None)
     policy, _ = load_policy(checkpoint, seed=0)
     settings = family_experiment().environment
@@ -103,9 +104,24 @@ def test_what_it_cannot_be_shown_is_refused(
     known = read_demonstrations(first)
     many = tmp_path / "many.hdf5"
     write_demonstrations(many, DemonstrationSet(known.metadata, known.trajectories * 22))
+    torn = tmp_path / "torn.H5"
+    torn.write_bytes(b"not HDF5")
+    environment = known.metadata.environment
+    assert environment is not None
+    twice = known.metadata.model_copy(update={"environment": {**environment, "action_repeat": 2}})
+    held, narrow = tmp_path / "held.hdf5", tmp_path / "narrow.hdf5"
+    write_demonstrations(held, DemonstrationSet(twice, known.trajectories))
+    less = known.trajectories[0]
+    less = less._replace(observation={"state": less.observation["state"][:, :-1]})
+    write_demonstrations(narrow, DemonstrationSet(known.metadata, (less,)))
     _, blind = family_run(tmp_path / "blind", None, reads=BLIND)
     for words, said in (
-        ((checkpoint, tmp_path / "none.hdf5"), "none.hdf5"),
+        ((checkpoint, tmp_path / "none.hdf5"), "cannot be read"),
+        ((checkpoint, torn), "expected an HDF5 file, found another or a torn one"),
+        ((checkpoint, folder), "expected a demonstration file (.hdf5 or .h5), how many"),
+        ((checkpoint, held), "action_repeat: expected 1 as the policy was trained with, found 2"),
+        ((checkpoint, narrow), "observations/state: expected [8] float32, found [7]"),
+        ((checkpoint, first, "--task", "test"), "--task: expected none with --context"),
         ((checkpoint, first, "--task", second.stem), f"expected demonstrations of {second.stem}, found {first.stem}'s"),
         ((checkpoint, many), "expected at most 64 demonstrations to show at once, found 66"),
         ((blind, first), "expected none, since this policy does not infer its task"),

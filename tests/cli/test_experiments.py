@@ -34,7 +34,7 @@ def test_the_tasks_of_a_family_are_listed_by_part(capsys: pytest.CaptureFixture[
     assert [line.split()[0] for line in lines] == ["train"] * 17 + ["validation"] * 8 + [
         "test"
     ] * 16
-    assert lines[-16] == "test        cheetah_velocity-speed0.094-0437313c  speed 0.094 m/s"
+    assert lines[-16] == "test        cheetah_velocity-speed0.094-0437313c  speed 0.0938 m/s"
 
 
 def test_another_division_is_listed_where_it_is_asked_for(
@@ -42,7 +42,7 @@ def test_another_division_is_listed_where_it_is_asked_for(
 ) -> None:
     words = ["experiments", "reacher_goal-expert", "--tasks", "--set"]
     assert main([*words, "environment.family.split=arcs"]) == 0
-    assert "test        reacher_goal-x-0.104_y-0.171-08b297a8  x -0.104 m  y -0.171 m" in (
+    assert "test        reacher_goal-x-0.104_y-0.171-08b297a8  x -0.103752 m  y -0.170984 m" in (
         capsys.readouterr().out
     )
 

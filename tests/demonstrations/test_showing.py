@@ -45,7 +45,22 @@ def test_a_number_is_how_many_and_ids_are_which(asked: str, meant: int | tuple[i
 
 @pytest.mark.parametrize(
     "asked",
-    ["", " 1", "-1", "1.0", "7,9", "ids:", "ids:7,", "#7,9", "#", "two", "1000", "٣", "1\n"],
+    [
+        "",
+        " 1",
+        "-1",
+        "1.0",
+        "7,9",
+        "ids:",
+        "ids:7,",
+        "#7,9",
+        "#",
+        "two",
+        "1000",
+        "٣",
+        "1\n",
+        "mine.hdf5",
+    ],
 )
 def test_what_is_neither_is_refused_with_both_forms(asked: str) -> None:
     with pytest.raises(DemonstrationError, match=r"as in 2, or which, as in ids:7,9"):

@@ -209,6 +209,16 @@ def test_curves_stay_inside_their_frame(points: list[Point]) -> None:
     assert all(0 <= x <= 640 and 0 <= y <= 240 for x, y in places)
 
 
+def test_the_name_of_a_level_stands_above_it_and_inside_the_frame() -> None:
+    levels = [("the expert", 84.0), ("random actions", 3.0)]
+    drawn = draw_curve("x", [Point(1, 80.0), Point(8, 81.0)], levels=levels)
+    lines = re.findall(r'<line class="level" [^>]*y1="([^"]*)"', drawn)
+    names = re.findall(r'<text class="level" [^>]*y="([^"]*)">([^<]*)<', drawn)
+    assert [name for _, name in names] == [name for name, _ in levels]
+    for line, (place, _) in zip(lines, names, strict=True):
+        assert 12.0 < float(place) < float(line)
+
+
 def test_long_files_are_thinned_but_for_evaluations(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with path.open("w") as file:

@@ -141,7 +141,8 @@ def parts(one: Learning) -> tuple[Conditioning, Imitation]:
 
 
 def encoder_of(one: Learning) -> torch.Tensor:
-    return parts(one)[0].state.adam.parameters.clone()
+    assert one.conditioning is not None
+    return one.conditioning.state.adam.parameters.clone()
 
 
 def test_demonstrations_of_the_right_task_are_drawn_and_no_number_twice() -> None:
@@ -286,6 +287,16 @@ def test_the_encoders_step_size_falls_to_nothing_where_so_many_updates_were_aske
     statistics = conditioning.state.running_mean.clone()
     imitation.learn(one.experience, 6)
     assert torch.equal(conditioning.state.running_mean, statistics)
+
+
+def test_an_encoder_that_cloning_trains_comes_to_rest_as_well() -> None:
+    one = filled({"learned_updates": 3}, imitation={"method": "bc"})
+    encoders = [encoder_of(one)]
+    for _ in range(5):
+        one.update()
+        encoders.append(encoder_of(one))
+    moves = [not torch.equal(*pair) for pair in pairwise(encoders)]
+    assert moves == [True] * 3 + [False] * 2
 
 
 def test_pretraining_is_not_among_the_updates_over_which_the_step_size_falls() -> None:
@@ -466,6 +477,7 @@ def test_stop_restore_and_go_on_equals_going_on(encoder: str, linear: bool, meth
         "linear": linear,
         "refresh_period": 3,
         "batch_norm": encoder == "posterior",
+        "learned_updates": 8,
     }
     chosen = {"imitation": {"method": method}, "sac": {**SAC, "policy_average_tau": 0.1}}
     one, other = filled(settings, **chosen), filled(settings, **chosen)
