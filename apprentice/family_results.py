@@ -16,7 +16,7 @@ from apprentice.results import bootstrap_interval, interval_text, read_rows, wri
 COLOURS: Final = (
     *("#2f6f9f", "#c0504d", "#5b8c3e", "#8064a2", "#d08a2e", "#3aa3a0", "#7f7f7f"),
     *("#9cc4e0", "#ef9f9b", "#2c4a1c", "#c9b5e6", "#7a4a0c", "#134f4d", "#111111"),
-    *("#b8d48f", "#f2c46d", "#e377c2", "#1b2a6b"),
+    *("#b8d48f", "#f2c46d", "#e377c2", "#1b2a6b", "#00a0e0", "#7fd1b9", "#a3153f", "#d9d9d9"),
 )
 """Of methods, in the order of their names."""
 LETTER: Final = 7.0
@@ -198,6 +198,7 @@ def family_plot(rows: Sequence[FamilyRow], family: str, split: str) -> str:
     largest = 1.05 * max(summary.high for summary in summaries.values())
     left, top, width, height = 60, 20, 420, 260
     beside = 40 + LETTER * max(len(method) for method in methods)
+    below = max(50, 16 * len(methods) + 10 - height)
 
     def x(size: float) -> float:
         return left + width * (math.log2(size) + 0.3) / (math.log2(sizes[-1]) + 0.6)
@@ -206,7 +207,7 @@ def family_plot(rows: Sequence[FamilyRow], family: str, split: str) -> str:
         return top + height * (1.0 - max(value, 0.0) / largest)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + beside:.0f} {top + height + 50}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + beside:.0f} {top + height + below}" '
         'font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
     ]

@@ -183,16 +183,18 @@ def test_the_picture_has_a_line_for_each_method_and_a_dashed_one_for_what_infers
     assert {"dac-blind", "dac-told", "dac-posterior", "1", "2"} <= words
 
 
-def test_eighteen_methods_have_a_colour_each_and_their_names_fit() -> None:
-    methods = [f"dac-posterior-pretrained-frozen-products-imagined0.{n}" for n in range(18)]
+def test_twenty_two_methods_have_a_colour_each_and_their_names_fit() -> None:
+    methods = [f"dac-posterior-pretrained-frozen-products-imagined0.{n}" for n in range(22)]
     picture = family_plot(
         [row(name, 1, 0, 0, 50.0) for name in methods], "reacher_goal", "standard"
     )
     root = ElementTree.fromstring(picture)  # noqa: S314 - our own
     name = "{http://www.w3.org/2000/svg}"
     colours = {line.attrib["stroke"] for line in root.findall(f"{name}polyline")}
-    assert len(colours) == 18
+    assert len(colours) == 22
     beside = [text for text in root.findall(f"{name}text") if text.text in methods]
     width = float(root.attrib["viewBox"].split()[2])
     assert all(width - float(text.attrib["x"]) > 6.5 * len(methods[0]) for text in beside)
-    assert len(beside) == 18
+    assert len(beside) == 22
+    height = float(root.attrib["viewBox"].split()[3])
+    assert all(float(text.attrib["y"]) < height - 4.0 for text in beside)
