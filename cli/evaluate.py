@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    file = _file_of_context(arguments)
     path = find_checkpoint(arguments.checkpoint, arguments.runs)
     from apprentice.checkpoint import CheckpointError, experiment_of, load_policy
     from apprentice.environments import RenderingUnavailable
@@ -76,7 +77,6 @@ def run(arguments: argparse.Namespace) -> int:
     except CheckpointError as error:
         raise CommandFailed(f"{path}: {error}", exit_codes.CONFIGURATION) from None
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
-    file = _file_of_context(arguments)
     tasks, context = _tasks_and_context(arguments, file, path, experiment)
     if arguments.format != "json":
         _require_camera(arguments.camera, tasks[0], experiment)
