@@ -455,8 +455,15 @@ def test_a_port_in_use_is_named_and_not_retried(server: Server, runs: Path) -> N
     assert f"pid {server.process.pid}" in result.stderr
 
 
-def test_sigterm_ends_server_and_worker_with_zero(server: Server) -> None:
-    workers = workers_of(server)
-    server.process.terminate()
-    assert server.process.wait(10) == 0, server.log.read_text()
-    assert psutil.wait_procs(workers, timeout=5)[1] == []
+def test_sigterm_ends_server_and_worker_with_zero(runs: Path, run: str, tmp_path: Path) -> None:
+    server = Server(runs, tmp_path / "server.log")  # its own: the shared one outlives every test
+    try:
+        server.wait_until_ready()
+        assert server.get("/evaluate", checkpoint=run, format="json", max_steps=2).status == 200
+        workers = workers_of(server)
+        assert workers
+        server.process.terminate()
+        assert server.process.wait(10) == 0, server.log.read_text()
+        assert psutil.wait_procs(workers, timeout=5)[1] == []
+    finally:
+        server.end()
