@@ -128,15 +128,6 @@ class Experiment(Settings):
             raise ValueError(
                 f"replay.sampling: expected 'transitions' with the family {self.task}, found {self.replay.sampling!r}"
             )
-        if (
-            self.is_family
-            and self.imitation.method != "none"
-            and self.replay.tasks_per_batch is not None
-        ):
-            raise ValueError(
-                "replay.tasks_per_batch: expected null where a family is imitated, each batch of which has rows of all "
-                f"tasks; found {self.replay.tasks_per_batch}"
-            )
         if self.is_family and self.imitation.method == "airl":
             raise ValueError(
                 f"imitation.method: expected another than 'airl' with the family {self.task}: its reward would be "

@@ -19,7 +19,8 @@ from learner.context_update import (
     ContextParts,
     ContextState,
 )
-from learner.demonstrated import Demonstrated, rows_of_tasks, tasks_of_rows
+from learner.demonstrated import Demonstrated
+from learner.family_batches import draw_batch_tasks, rows_of_tasks
 from learner.flat import AdamSettings, AdamState, FlatLayout, adam_step, clip_by_norm
 from learner.sac import SAC, Tensors
 
@@ -139,6 +140,7 @@ class Cloning:
         self._conditioning = conditioning
         self._learns_context = conditioning is not None and conditioning.learned
         self._bounds = demonstrated.task_bounds
+        self._tasks_per_batch = experiment.replay.tasks_per_batch
         self._sac, self._device = sac, device
         self._rows = demonstrated.train
         self._average_tau = experiment.sac.policy_average_tau
@@ -212,14 +214,17 @@ class Cloning:
     def _draw(self) -> tuple[Transition, torch.Tensor, ContextBatch | None]:
         """Draw rows, task by task where there are many, their noise, and what the encoder is shown of each task."""
         rows, size = self._rows, self._sac.batch_size
-        if self._conditioning is None:
+        drawn = None
+        if self._bounds is not None and (self._conditioning is not None or self._tasks_per_batch):
+            num_tasks = len(self._bounds) - 1
+            drawn = draw_batch_tasks(
+                size, num_tasks, self._tasks_per_batch, self._generator, self._device
+            )
+            index = rows_of_tasks(self._bounds, drawn.of_rows, self._generator)
+        else:
             index = torch.randint(
                 rows.num_rows, (size,), generator=self._generator, device=self._device
             )
-        else:
-            assert self._bounds is not None
-            tasks = tasks_of_rows(size, len(self._bounds) - 1, self._device)
-            index = rows_of_tasks(self._bounds, tasks, self._generator)
         batch = rows.transitions(index)
         noise = torch.zeros(0, device=self._device)
         if self._settings.noise > 0.0:
@@ -227,10 +232,9 @@ class Cloning:
             noise = torch.randn(shape, generator=self._generator, device=self._device)
         if self._conditioning is None:
             return batch, noise, None
+        assert drawn is not None
         if self._learns_context:
-            return batch, noise, self._conditioning.batch(tasks, self._generator)
-        places = self._conditioning.draw(
-            torch.arange(self._conditioning.num_tasks, device=self._device), self._generator
-        )
+            return batch, noise, self._conditioning.batch(drawn, self._generator)
+        places = self._conditioning.draw(drawn.tasks, self._generator)
         latent = self._conditioning.latent(places, self._generator)
-        return told_latent(batch, latent[tasks]), noise, None
+        return told_latent(batch, latent[drawn.place]), noise, None

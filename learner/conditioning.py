@@ -10,6 +10,7 @@ from apprentice.demonstrations.context import NONE_SHOWN, TrainContext
 from apprentice.networks import Belief, Shown
 from apprentice.types import Transition
 from learner.context_update import ContextBatch, ContextParts, ContextState
+from learner.family_batches import BatchTasks
 from learner.flat import AdamState, FlatLayout, adam_state
 from learner.sac import SAC, Tensors
 
@@ -111,36 +112,35 @@ class Conditioning:
         columns = torch.arange(self._places.shape[1], device=self._device)
         return columns >= self._counts[tasks][:, None]
 
-    def batch(self, tasks_of_rows: torch.Tensor, generator: torch.Generator) -> ContextBatch:
-        """Draw what one update of the encoder is shown of all tasks; rows [B] are of `tasks_of_rows`."""
-        tasks = torch.arange(self.num_tasks, device=self._device)
+    def batch(self, drawn: BatchTasks, generator: torch.Generator) -> ContextBatch:
+        """Draw what one update of the encoder is shown of each of a batch's tasks."""
         left = 1.0
         if self._settings.learned_updates is not None:
             left = max(0.0, 1.0 - self._num_updates / self._settings.learned_updates)
-        return self._batch(self._shuffled(tasks, generator), tasks_of_rows, left, generator)
+        return self._batch(self._shuffled(drawn.tasks, generator), drawn.place, left, generator)
 
     def _batch(
         self,
         order: torch.Tensor,
-        tasks_of_rows: torch.Tensor,
+        place_of_rows: torch.Tensor,
         rate_factor: float,
         generator: torch.Generator,
     ) -> ContextBatch:
-        """Show the first of each task's places in `order` [K, N]."""
+        """Show the first of each task's places in `order` [K, N] to rows [B] of those tasks."""
         settings = self._settings
         other = None
         if settings.information_coefficient > 0.0:  # what is shown and this share no demonstration
             others = self._some_of(order[:, settings.most : 2 * settings.most], generator)
             other = self._shown(others, generator)
         places = self._some_of(order[:, : settings.most], generator)
-        shape = (self.num_tasks, settings.latent_size)
+        shape = (len(order), settings.latent_size)
         noise = torch.randn(shape, generator=generator, device=self._device)
         first, last = settings.kl_ramp
         risen = min(1.0, max(0.0, (self._num_updates - first) / (last - first)))
         weight = torch.full((), settings.kl_coefficient * risen, device=self._device)
         factor = torch.full((), rate_factor, device=self._device)
         return ContextBatch(
-            self._shown(places, generator), other, noise, tasks_of_rows, weight, factor
+            self._shown(places, generator), other, noise, place_of_rows, weight, factor
         )
 
     def batch_of_context(
@@ -190,7 +190,9 @@ class Conditioning:
         self._num_updates += 1
         if self._average is not None and self._average_tau is not None:
             self._average.lerp_(self.state.adam.parameters, self._average_tau)
-        if refreshes and self._num_updates % self._settings.refresh_period == 0:
+        period, last = self._settings.refresh_period, self._settings.learned_updates
+        rests = last is not None and self._num_updates >= last + period  # encoded since it moved
+        if refreshes and self._num_updates % period == 0 and not rests:
             self.refresh()
 
     def refresh(self) -> None:

@@ -69,23 +69,6 @@ class Demonstrated(NamedTuple):
     family: FamilyDemonstrations | None = None  # all of it, for the run's folder
 
 
-def tasks_of_rows(size: int, num_tasks: int, device: torch.device) -> torch.Tensor:
-    """Return the task of each row [size] of a family's batch, in which rows come task by task.
-
-    Task i begins at floor(i * size / num_tasks), as in the batches that TaskRings draws.
-    """
-    return ((torch.arange(size, device=device) + 1) * num_tasks - 1) // size
-
-
-def rows_of_tasks(
-    bounds: torch.Tensor, tasks: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
-    """Draw a row [B] of each of `tasks` [B], whose own lie between `bounds` [K + 1]."""
-    place = torch.rand(len(tasks), generator=generator, device=bounds.device)
-    counts = bounds[tasks + 1] - bounds[tasks]
-    return bounds[tasks] + torch.minimum((place * counts).long(), counts - 1)
-
-
 class ExpertRecord(NamedTuple):
     """What is told of the expert beside a run's own returns."""
 

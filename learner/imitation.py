@@ -15,9 +15,10 @@ from apprentice.config_base import TELLING
 from apprentice.networks.encoder import ABSORBING
 from apprentice.types import EnvironmentSpec, Metrics, Transition
 from learner.absorbing import absorbing_share, share_beside, with_absorbing_states
+from learner.batches import chosen_rows, placed, replaced
 from learner.conditioning import Conditioning, told_latent
 from learner.context_update import CONTEXT_METRICS, ContextBatch
-from learner.demonstrated import Demonstrated, ExpertRows, rows_of_tasks, tasks_of_rows
+from learner.demonstrated import Demonstrated, ExpertRows
 from learner.diagnostics import (
     CollapseAlarm,
     diagnose,
@@ -27,10 +28,11 @@ from learner.diagnostics import (
 )
 from learner.discriminator_update import METRICS
 from learner.expert_advantage import ExpertAdvantage
+from learner.family_batches import BatchTasks, draw_batch_tasks, rows_of_tasks
 from learner.judging import Judge
 from learner.recovered import RecoveredReward
 from learner.sac import SAC, Tensors
-from replay.tasks import Experience
+from replay.tasks import Experience, TaskRings
 
 DIAGNOSED_ROWS, DIAGNOSED_PICTURES = 1024, 128
 """Rows that diagnostics look at; fewer where they have pixels, of which as many take longer than an update."""
@@ -56,7 +58,7 @@ class Imitation:
         self._absorbs = sac.absorbs
         reads_pixels = "pixels" in experiment.reads.discriminator
         self._num_diagnosed = DIAGNOSED_PICTURES if reads_pixels else DIAGNOSED_ROWS
-        self._size = sac.batch_size
+        self._size, self._tasks_per_batch = sac.batch_size, experiment.replay.tasks_per_batch
         self._generator = torch.Generator(device).manual_seed(experiment.seed + 3)
         self._num_summed = 0
         self._mean_square = torch.ones(1, device=device)
@@ -91,35 +93,41 @@ class Imitation:
     ) -> tuple[Transition, Transition, ContextBatch | None]:
         """Draw rows of the expert and of the policy, and what the encoder is shown where it is trained.
 
-        All rows of a task are told the same `latent`, inferred from demonstrations drawn now.
+        Both are of the same tasks. All rows of a task are told the same `latent`, inferred from demonstrations
+        drawn now.
         """
-        expert = self._expert_batch(size)
-        policy = self._made_absorbing(self._policy_batch(experience, size))
+        tasks = self._draw_tasks(size, self._tasks_per_batch)
+        expert = self._expert_batch(size, tasks)
+        policy = self._made_absorbing(self._policy_batch(experience, size, tasks))
         shown = None
         if self._conditioning is not None:
-            tasks = self._tasks_of(size)
+            assert tasks is not None
             if self._conditioning.learned:
                 shown = self._conditioning.batch(tasks, self._generator)
             else:
-                latent = self._latent_of_tasks(self._generator)[tasks]
+                places = self._conditioning.draw(tasks.tasks, self._generator)
+                latent = self._conditioning.latent(places, self._generator)[tasks.place]
                 expert, policy = told_latent(expert, latent), told_latent(policy, latent)
         if self._settings.discriminator.mismatched_share > 0.0:
-            policy = self._mismatched(policy, expert)
+            assert tasks is not None
+            policy = self._mismatched(policy, expert, tasks)
         return expert, policy, shown
 
-    def _latent_of_tasks(self, generator: torch.Generator) -> torch.Tensor:
-        """Return what demonstrations drawn now say of each task [K, Z]."""
-        assert self._conditioning is not None
-        tasks = torch.arange(self._conditioning.num_tasks, device=self._device)
-        return self._conditioning.latent(self._conditioning.draw(tasks, generator), generator)
+    def _draw_tasks(self, size: int, num_drawn: int | None) -> BatchTasks | None:
+        """Draw the tasks of a batch, `num_drawn` or all; None where there is but one."""
+        bounds = self._demonstrated.task_bounds
+        if bounds is None:
+            return None
+        return draw_batch_tasks(size, len(bounds) - 1, num_drawn, self._generator, self._device)
 
     def relabel(self, batch: Transition) -> tuple[Transition, torch.Tensor]:
         """Return the batch that SAC learns on, and its reward [B] by the newest discriminator."""
         batch = self._made_absorbing(self._imagined(batch))
         num_expert = round(self._settings.demonstration_share * len(batch.discount))
         if num_expert:
-            expert = self._told(self._expert_batch(num_expert), self._generator)
-            batch = _replaced(batch, expert)
+            tasks = self._draw_tasks(num_expert, self._tasks_per_batch)
+            expert = self._told(self._expert_batch(num_expert, tasks), tasks, self._generator)
+            batch = replaced(batch, expert)
         return batch, self._reward(batch, num_expert)
 
     def prepare(self, experience: Experience) -> None:
@@ -155,11 +163,12 @@ class Imitation:
         self._num_summed = 0
         if experience.num_transitions == 0:
             return result
-        drawn = experience.sample(self._num_diagnosed, generator)
+        num, tasks = self._num_diagnosed, self._draw_tasks(self._num_diagnosed, None)
+        drawn = _sample(experience, num, tasks, generator)
         policy = self._made_absorbing(drawn, generator=generator)
         if self._conditioning is not None:
             policy = self._conditioning.conditioned(policy, generator)
-        expert = self._told(self._expert_batch(self._num_diagnosed, generator), generator)
+        expert = self._told(self._expert_batch(num, tasks, generator), tasks, generator)
         held_out = self._held_out_batch(generator)
         judge = self._judge
         logits, rewards = zip(*(judge.judged(rows) for rows in (expert, policy)), strict=True)
@@ -232,17 +241,19 @@ class Imitation:
             reward = reward * self._mean_square.rsqrt()
         return reward * settings.scale
 
-    def _policy_batch(self, experience: Experience, size: int) -> Transition:
+    def _policy_batch(
+        self, experience: Experience, size: int, tasks: BatchTasks | None
+    ) -> Transition:
         """Draw what the discriminator is to call the policy's: some of it recent, where a window is set."""
         settings = self._settings.discriminator
         if settings.replay_window is None:
-            return experience.sample(size, self._generator)
-        recent = experience.sample(size, self._generator, newest=settings.replay_window)
+            return _sample(experience, size, tasks, self._generator)
+        recent = _sample(experience, size, tasks, self._generator, settings.replay_window)
         if settings.replay_window_share == 1.0:
             return recent
         places = self._places_of_recent(size, settings.replay_window_share)
-        any_age = experience.sample(size, self._generator)
-        return _placed(any_age, _rows(recent, places), places)
+        any_age = _sample(experience, size, tasks, self._generator)
+        return placed(any_age, chosen_rows(recent, places), places)
 
     def _places_of_recent(self, size: int, share: float) -> torch.Tensor:
         """Return which rows of a batch are recent ones: spread over it, since rows may come task by task."""
@@ -270,12 +281,7 @@ class Imitation:
             next_observation={**batch.next_observation, **imagined},
         )
 
-    def _tasks_of(self, size: int) -> torch.Tensor:
-        """Return the task of each row [size] of a family's batch."""
-        assert self._demonstrated.task_bounds is not None
-        return tasks_of_rows(size, len(self._demonstrated.task_bounds) - 1, self._device)
-
-    def _mismatched(self, policy: Transition, expert: Transition) -> Transition:
+    def _mismatched(self, policy: Transition, expert: Transition, tasks: BatchTasks) -> Transition:
         """Return the batch with a share of its rows replaced by the expert's of other tasks, told to be of the row's.
 
         A discriminator that ignored the task would have to call these the expert's.
@@ -286,38 +292,51 @@ class Imitation:
         rows, bounds = self._demonstrated.train, self._demonstrated.task_bounds
         assert bounds is not None
         index = torch.randint(rows.num_rows, (num,), generator=self._generator, device=self._device)
-        differs = torch.searchsorted(bounds, index, right=True) - 1 != self._tasks_of(size)[places]
+        differs = torch.searchsorted(bounds, index, right=True) - 1 != tasks.of_rows[places]
         others = rows.transitions(index)
         told = {k: expert.observation[k][places] for k in TELLING if k in expert.observation}
         relabelled = others._replace(
             observation={**others.observation, **told},
             next_observation={**others.next_observation, **told},
         )
-        return _placed(policy, _rows(relabelled, differs), places[differs])
+        return placed(policy, chosen_rows(relabelled, differs), places[differs])
 
-    def _told(self, expert: Transition, generator: torch.Generator) -> Transition:
-        """Return the expert's rows, which come task by task, with `latent` where the task is inferred."""
+    def _told(
+        self, expert: Transition, tasks: BatchTasks | None, generator: torch.Generator
+    ) -> Transition:
+        """Return the expert's rows with `latent` where the task is inferred."""
         if self._conditioning is None:
             return expert
-        tasks = self._tasks_of(len(expert.discount))
-        places = self._conditioning.draw(tasks, generator)
+        assert tasks is not None
+        places = self._conditioning.draw(tasks.of_rows, generator)
         return told_latent(expert, self._conditioning.latent(places, generator))
 
-    def _expert_batch(self, size: int, generator: torch.Generator | None = None) -> Transition:
-        return self._drawn(self._demonstrated.train, size, generator or self._generator)
+    def _expert_batch(
+        self, size: int, tasks: BatchTasks | None, generator: torch.Generator | None = None
+    ) -> Transition:
+        return self._drawn(self._demonstrated.train, size, tasks, generator or self._generator)
 
     def _held_out_batch(self, generator: torch.Generator) -> Transition | None:
         held_out = self._demonstrated.held_out
         if self._conditioning is not None:  # of validation tasks, which have no demonstrations here
             return None
-        return None if held_out is None else self._drawn(held_out, self._num_diagnosed, generator)
+        if held_out is None:
+            return None
+        return self._drawn(held_out, self._num_diagnosed, None, generator)
 
-    def _drawn(self, rows: ExpertRows, size: int, generator: torch.Generator) -> Transition:
-        bounds = self._demonstrated.task_bounds
-        if bounds is not None and rows is self._demonstrated.train:
-            index = rows_of_tasks(bounds, self._tasks_of(size), generator)
-        else:
+    def _drawn(
+        self,
+        rows: ExpertRows,
+        size: int,
+        tasks: BatchTasks | None,
+        generator: torch.Generator,
+    ) -> Transition:
+        """Draw rows: of these tasks, or of any where it is None."""
+        if tasks is None:
             index = torch.randint(rows.num_rows, (size,), generator=generator, device=self._device)
+        else:
+            assert self._demonstrated.task_bounds is not None
+            index = rows_of_tasks(self._demonstrated.task_bounds, tasks.of_rows, generator)
         share = absorbing_share(rows.num_rows, rows.num_terminated, rows.subsampling)
         return self._made_absorbing(rows.transitions(index), share, generator=generator)
 
@@ -338,60 +357,23 @@ class Imitation:
         if self._settings.discriminator.inputs == "state_next_state" or self._judge is None:
             return {}
         if ABSORBING in policy.observation:  # no action is chosen there
-            policy = _rows(policy, policy.observation[ABSORBING].squeeze(-1) == 0.0)
-        few = _rows(policy, slice(0, 128))
+            policy = chosen_rows(policy, policy.observation[ABSORBING].squeeze(-1) == 0.0)
+        few = chosen_rows(policy, slice(0, 128))
         # AIRL's f would look at the state that another action led to.
         reward = self._judge.recovered_reward
         value = log_integral_of_exp_reward(reward, self._sac, few, generator)
         return mean_or_nothing("log_integral_exp_reward", value)
 
 
-def _joined(first: Transition, second: Transition) -> Transition:
-    def both(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return torch.cat([one, other])
-
-    return Transition(
-        {k: both(v, second.observation[k]) for k, v in first.observation.items()},
-        both(first.action, second.action),
-        both(first.pre_tanh_action, second.pre_tanh_action),
-        both(first.environment_reward, second.environment_reward),
-        both(first.discount, second.discount),
-        {k: both(v, second.next_observation[k]) for k, v in first.next_observation.items()},
-    )
-
-
-def _placed(batch: Transition, other: Transition, places: torch.Tensor) -> Transition:
-    """Return a copy of the batch with rows `places` [M] replaced by another's [M]; `context` is left out."""
-
-    def put(one: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        return one.index_copy(0, places, new)
-
-    return Transition(
-        {k: put(v, other.observation[k]) for k, v in batch.observation.items() if k != "context"},
-        put(batch.action, other.action),
-        put(batch.pre_tanh_action, other.pre_tanh_action),
-        put(batch.environment_reward, other.environment_reward),
-        put(batch.discount, other.discount),
-        {k: put(v, other.next_observation[k]) for k, v in batch.next_observation.items()},
-    )
-
-
-def _replaced(batch: Transition, expert: Transition) -> Transition:
-    """Return the batch with some of its rows, from all over it, replaced by the expert's, which come last.
-
-    Rows of a family come task by task: the last ones would be those of the last tasks.
-    """
-    size, num_kept = len(batch.discount), len(batch.discount) - len(expert.discount)
-    kept = torch.arange(num_kept, device=batch.discount.device) * size // max(1, num_kept)
-    return _joined(_rows(batch, kept), expert)
-
-
-def _rows(batch: Transition, chosen: torch.Tensor | slice) -> Transition:
-    return Transition(
-        {k: v[chosen] for k, v in batch.observation.items()},
-        batch.action[chosen],
-        batch.pre_tanh_action[chosen],
-        batch.environment_reward[chosen],
-        batch.discount[chosen],
-        {k: v[chosen] for k, v in batch.next_observation.items()},
-    )
+def _sample(
+    experience: Experience,
+    size: int,
+    tasks: BatchTasks | None,
+    generator: torch.Generator,
+    newest: int | None = None,
+) -> Transition:
+    """Draw transitions: of these tasks, or of the only one where it is None."""
+    if tasks is None:
+        return experience.sample(size, generator, newest)
+    assert isinstance(experience, TaskRings)
+    return experience.sample_of(tasks.numbers, size, generator, newest)

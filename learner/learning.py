@@ -66,7 +66,7 @@ class Learning:
             for spec in specs
         ]
         self.experience: Experience = self.rings[0]
-        if len(self.rings) > 1:
+        if experiment.is_family:
             self.experience = TaskRings(self.rings, replay.tasks_per_batch)
         self.counters = Counters()
         self.last_batch: Transition | None = None

@@ -18,7 +18,7 @@ from apprentice.types import EnvironmentSpec
 from learner.cloning import METRICS, STATES, make_cloning_update
 from learner.compiling import compiled
 from learner.conditioning import Conditioning
-from learner.demonstrated import tasks_of_rows
+from learner.family_batches import places_of_rows
 from learner.flat import FlatLayout, adam_state
 
 log = structlog.get_logger()
@@ -64,7 +64,7 @@ def pretrain(
         STATES,
     )
     size = ROWS_OF_TASK * conditioning.num_tasks
-    tasks = tasks_of_rows(size, conditioning.num_tasks, device)
+    tasks = places_of_rows(size, conditioning.num_tasks, device)
     nothing, factor = torch.zeros(0, device=device), torch.ones((), device=device)
     started, sums, num_summed = time.monotonic(), torch.zeros(0), 0
     for number in range(settings.pretrain_updates):

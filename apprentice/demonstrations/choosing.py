@@ -187,7 +187,7 @@ def _require_sets(experiment: Experiment, family: FamilyDemonstrations) -> None:
 
 
 def fitting_split(experiment: Experiment) -> TaskSplit:
-    """Return the division of an experiment's tasks, of each of which a batch has a row.
+    """Return the division of an experiment's tasks, of which a batch has rows enough.
 
     Raises FamilyError and DemonstrationError.
     """
@@ -197,7 +197,11 @@ def fitting_split(experiment: Experiment) -> TaskSplit:
 
 
 def require_rows(experiment: Experiment, num_tasks: int) -> None:
-    """Raise DemonstrationError where a batch that an experiment imitates with has no row of each task."""
+    """Raise DemonstrationError where a batch that an experiment imitates with has no row of each task drawn for it."""
+    drawn = experiment.replay.tasks_per_batch
+    tasks = f"{num_tasks} train tasks (replay.tasks_per_batch draws some)"
+    if drawn is not None and drawn <= num_tasks:
+        num_tasks, tasks = drawn, f"{drawn} tasks drawn (replay.tasks_per_batch)"
     rows = {"sac.batch_size": experiment.sac.batch_size}
     own = experiment.imitation.discriminator.batch_size
     if own is not None and experiment.imitation.adversarial:
@@ -205,7 +209,7 @@ def require_rows(experiment: Experiment, num_tasks: int) -> None:
     for key, number in rows.items():
         if number < num_tasks:
             raise DemonstrationError(
-                f"{key}: expected a row or more of each of the {num_tasks} train tasks, found {number}"
+                f"{key}: expected a row or more of each of the {tasks}, found {number}"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from apprentice.environments import experiment_specs
 from apprentice.types import Ending, EnvironmentSpec, Segment, Transition
 from learner.conditioning import Conditioning, told_latent
 from learner.context_update import information_bound, rows_summed
-from learner.demonstrated import Demonstrated, tasks_of_rows
+from learner.demonstrated import Demonstrated
+from learner.family_batches import BatchTasks, draw_batch_tasks, places_of_rows
 from learner.imitation import Imitation
 from learner.learning import Learning
 from learner.resuming import CannotResume, checkpoint_state, resume
@@ -36,6 +38,7 @@ ADVANTAGE = {
 }
 LENGTH, TASKS, SHOWN = 10, 16, 3
 SAC = {"gamma": 0.98, "batch_size": 48}
+REPLAY = {"segment_length": LENGTH, "warmup_steps": 20, "capacity": 1000}
 FIRST_NUMBER = 100
 """Demonstrations are numbered from here on, so that numbers and places differ."""
 
@@ -49,7 +52,7 @@ def experiment(context: dict[str, Any] | None = None, **changes: Any) -> Experim
         "network": {"hidden_size": 16},
         "learner": {"compile": "off"},
         "sac": SAC,
-        "replay": {"segment_length": LENGTH, "warmup_steps": 20, "capacity": 1000},
+        "replay": REPLAY,
         "context": {"hidden_size": 16, "latent_size": 3, "steps": 4, **(context or {})},
         "imitation": {"method": "dac", **changes.pop("imitation", {})},
     }
@@ -58,6 +61,10 @@ def experiment(context: dict[str, Any] | None = None, **changes: Any) -> Experim
 
 def specs() -> list[EnvironmentSpec]:
     return experiment_specs("reacher_goal", ["state"], experiment().environment)
+
+
+def all_tasks(size: int) -> BatchTasks:
+    return draw_batch_tasks(size, TASKS, None, torch.Generator(), CPU)
 
 
 def context() -> TrainContext:
@@ -261,7 +268,7 @@ def test_the_divergence_ramps_up_and_pulls_the_belief_to_the_prior() -> None:
     conditioning, imitation = parts(one)
     weights = []
     for update in range(6):
-        shown = conditioning.batch(torch.arange(48) // 3, torch.Generator().manual_seed(0))
+        shown = conditioning.batch(all_tasks(48), torch.Generator().manual_seed(0))
         weights.append(float(shown.divergence_weight))
         imitation.learn(one.experience, update)
     assert weights == [0.0, 0.0, 0.0, 1.0, 2.0, 2.0]
@@ -277,7 +284,7 @@ def test_the_encoders_step_size_falls_to_nothing_where_so_many_updates_were_aske
     conditioning, imitation = parts(one)
     factors, encoders = [], [encoder_of(one)]
     for update in range(6):
-        shown = conditioning.batch(torch.arange(48) // 3, torch.Generator().manual_seed(0))
+        shown = conditioning.batch(all_tasks(48), torch.Generator().manual_seed(0))
         factors.append(float(shown.rate_factor))
         imitation.learn(one.experience, update)
         encoders.append(encoder_of(one))
@@ -287,6 +294,24 @@ def test_the_encoders_step_size_falls_to_nothing_where_so_many_updates_were_aske
     statistics = conditioning.state.running_mean.clone()
     imitation.learn(one.experience, 6)
     assert torch.equal(conditioning.state.running_mean, statistics)
+
+
+def test_demonstrations_are_not_encoded_anew_where_the_encoder_rests() -> None:
+    one = filled({"learned_updates": 5, "refresh_period": 3})
+    conditioning, imitation = parts(one)
+    encoded = []
+
+    def refresh(kept: Callable[[], None] = conditioning.refresh) -> None:
+        encoded.append(update)
+        kept()
+
+    conditioning.refresh = refresh  # type: ignore[method-assign]
+    for update in range(1, 13):
+        imitation.learn(one.experience, update - 1)
+    assert encoded == [3, 6]
+    kept = conditioning._features.clone()
+    conditioning.refresh()
+    assert torch.equal(conditioning._features, kept)
 
 
 def test_an_encoder_that_cloning_trains_comes_to_rest_as_well() -> None:
@@ -306,7 +331,7 @@ def test_pretraining_is_not_among_the_updates_over_which_the_step_size_falls() -
     shown, _ = conditioning.batch_of_context(torch.arange(6) // 2, torch.Generator().manual_seed(0))
     assert float(shown.rate_factor) == 1.0
     conditioning.begin_anew()
-    shown = conditioning.batch(torch.arange(48) // 3, torch.Generator().manual_seed(0))
+    shown = conditioning.batch(all_tasks(48), torch.Generator().manual_seed(0))
     assert float(shown.rate_factor) == 1.0
 
 
@@ -399,6 +424,48 @@ def test_all_rows_of_a_task_are_told_one_latent_in_an_update_of_the_discriminato
     assert len(latent[:, 0].unique(dim=0)) == TASKS
 
 
+@pytest.mark.parametrize("encoder", ["posterior", "context_window"])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("method", ["dac", "bc"])
+def test_rows_of_some_tasks_are_told_what_their_own_demonstrations_say(
+    method: str, learned: bool, encoder: str
+) -> None:
+    one = filled(
+        {
+            "encoder": encoder,
+            "pretrain_updates": 0 if learned else 1,
+            "learned": learned,
+            "most": SHOWN,
+            "fewest": SHOWN,
+            "steps": None,
+        },
+        imitation={"method": method},
+        replay={**REPLAY, "tasks_per_batch": 5, "context_size": SHOWN},
+    )
+    conditioning = one.conditioning
+    assert conditioning is not None
+    says = conditioning.belief(torch.arange(SHOWN * TASKS).view(TASKS, SHOWN))
+    seen: set[int] = set()
+    for _ in range(20):
+        if one.cloning is not None:
+            rows, _, shown = one.cloning._draw()
+        else:
+            rows, policy, shown = parts(one)[1]._drawn_for_update(one.experience, 48)
+            assert (policy.observation["state"][:, 0] == rows.observation["state"][:, 0]).all()
+        task = rows.observation["state"][:, 0].long()
+        assert len(task.unique()) == 5
+        mean, std = says.mean[task], says.std[task]
+        if shown is None:
+            told = rows.observation["latent"]
+            assert ((told - mean).abs() < 5.0 * std + 1e-5).all()
+        else:
+            assert len(shown.noise) == 5
+            found, _, _ = conditioning.parts.encoder(shown.shown, True)
+            torch.testing.assert_close(found.mean[shown.task], mean)
+        seen.update(task.tolist())
+    assert seen == set(range(TASKS))
+
+
 def test_pretraining_moves_the_encoder_and_nothing_else() -> None:
     one = filled({"pretrain_updates": 30})
     before, encoder = one.state_tensors(), encoder_of(one)
@@ -471,7 +538,10 @@ def test_what_the_information_compares_in_pretraining_is_not_shown() -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["dac", "bc"])
-def test_stop_restore_and_go_on_equals_going_on(encoder: str, linear: bool, method: str) -> None:
+@pytest.mark.parametrize("tasks_per_batch", [None, 3])
+def test_stop_restore_and_go_on_equals_going_on(
+    encoder: str, linear: bool, method: str, tasks_per_batch: int | None
+) -> None:
     settings = {
         "encoder": encoder,
         "linear": linear,
@@ -479,7 +549,11 @@ def test_stop_restore_and_go_on_equals_going_on(encoder: str, linear: bool, meth
         "batch_norm": encoder == "posterior",
         "learned_updates": 8,
     }
-    chosen = {"imitation": {"method": method}, "sac": {**SAC, "policy_average_tau": 0.1}}
+    chosen = {
+        "imitation": {"method": method},
+        "sac": {**SAC, "policy_average_tau": 0.1},
+        "replay": {**REPLAY, "tasks_per_batch": tasks_per_batch},
+    }
     one, other = filled(settings, **chosen), filled(settings, **chosen)
     for _ in range(5):
         one.update()
@@ -500,7 +574,7 @@ def test_rows_are_told_the_task_that_the_rings_drew_them_from(size: int, num_tas
         for task in range(num_tasks)
         for _ in range((task + 1) * size // num_tasks - task * size // num_tasks)
     ]
-    assert tasks_of_rows(size, num_tasks, CPU).tolist() == drawn
+    assert places_of_rows(size, num_tasks, CPU).tolist() == drawn
 
 
 def test_a_batch_without_a_row_of_every_task_is_refused() -> None:
@@ -509,6 +583,9 @@ def test_a_batch_without_a_row_of_every_task_is_refused() -> None:
         DemonstrationError, match="imitation.discriminator.batch_size: .*each of the 16 .*found 15"
     ):
         filled(imitation=few)
+    with pytest.raises(DemonstrationError, match=r"each of the 16 tasks drawn .*found 15"):
+        filled(imitation=few, replay={**REPLAY, "tasks_per_batch": 16})
+    filled(imitation=few, replay={**REPLAY, "tasks_per_batch": 15})
     filled(imitation={"method": "bc", **few})  # which has no discriminator
 
 

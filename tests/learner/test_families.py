@@ -173,17 +173,20 @@ def imitation(**settings: Any) -> tuple[Learning, Imitation]:
 def test_each_of_the_policys_rows_stands_beside_one_of_the_experts_of_its_task() -> None:
     one, part = imitation(replay_window=160, replay_window_share=0.5)
     for _ in range(5):
-        policy = part._policy_batch(one.experience, 48).observation
-        expert = part._expert_batch(48).observation
+        tasks = part._draw_tasks(48, None)
+        policy = part._policy_batch(one.experience, 48, tasks).observation
+        expert = part._expert_batch(48, tasks).observation
         torch.testing.assert_close(policy["state"][:, 0], expert["state"][:, 0])
         torch.testing.assert_close(policy["task_parameters"], expert["task_parameters"])
 
 
 def test_mismatched_rows_are_the_experts_of_another_task() -> None:
     one, part = imitation(mismatched_share=0.5)
-    expert = part._expert_batch(48)
-    policy = part._policy_batch(one.experience, 48)
-    found = part._mismatched(policy, expert).observation
+    tasks = part._draw_tasks(48, None)
+    assert tasks is not None
+    expert = part._expert_batch(48, tasks)
+    policy = part._policy_batch(one.experience, 48, tasks)
+    found = part._mismatched(policy, expert, tasks).observation
     torch.testing.assert_close(found["task_parameters"], policy.observation["task_parameters"])
     task = found["state"][:, 0]
     told = found["task_parameters"][:, 0] * TASKS
@@ -192,6 +195,65 @@ def test_mismatched_rows_are_the_experts_of_another_task() -> None:
     assert (task[replaced] != told[replaced]).all()
     assert (found["state"][replaced, 1:].mean()) > 2.0  # the expert's
     assert (task[~replaced] == told[~replaced]).all()
+
+
+def test_rows_of_some_tasks_stand_beside_each_other_too_and_every_task_comes() -> None:
+    one = filled(
+        imitation={
+            "method": "dac",
+            "discriminator": {"mismatched_share": 0.5, "replay_window": 160, "batch_size": 10},
+        },
+        replay={"tasks_per_batch": 3},
+    )
+    part = one.imitation
+    assert part is not None
+    seen: set[float] = set()
+    for _ in range(60):
+        expert, policy, _ = part._drawn_for_update(one.experience, 10)
+        told = expert.observation["task_parameters"]
+        torch.testing.assert_close(policy.observation["task_parameters"], told)
+        tasks, counts = expert.observation["state"][:, 0].unique(return_counts=True)
+        assert sorted(counts.tolist()) == [3, 3, 4]
+        own = policy.observation["state"][:, 0] == told[:, 0] * TASKS
+        assert 5 <= int(own.sum()) < 10  # the others are the expert's of other tasks
+        seen.update(tasks.tolist())
+    assert len(seen) == TASKS
+
+
+def test_diagnostics_look_at_all_tasks_where_updates_draw_some() -> None:
+    one = filled(imitation={"method": "dac"}, replay={"tasks_per_batch": 1})
+    part = one.imitation
+    assert part is not None
+    tasks = part._draw_tasks(part._num_diagnosed, None)
+    assert tasks is not None
+    assert list(tasks.numbers) == list(range(TASKS))
+    one.update()
+    assert "discriminator/logit_expert_mean" in one.metrics()
+
+
+def test_cloning_that_is_told_the_task_draws_some_tasks() -> None:
+    one = filled(imitation={"method": "bc"}, replay={"tasks_per_batch": 2})
+    assert one.cloning is not None
+    seen: set[float] = set()
+    for _ in range(60):
+        batch, _, shown = one.cloning._draw()
+        assert shown is None
+        tasks = set(batch.observation["state"][:, 0].tolist())
+        assert len(tasks) == 2
+        seen |= tasks
+    assert len(seen) == TASKS
+    one.update()
+
+
+def test_few_rows_of_the_experts_in_the_policys_batch_come_from_every_task_by_turns() -> None:
+    one = filled(imitation={"method": "dac", "demonstration_share": 0.1})
+    part = one.imitation
+    assert part is not None
+    seen: set[float] = set()
+    for _ in range(60):
+        batch, _ = part.relabel(one._sample())
+        seen.update(batch.observation["state"][-5:, 0].tolist())
+    assert len(seen) == TASKS
 
 
 def test_the_slope_by_what_tells_the_task_is_not_penalised() -> None:
@@ -300,8 +362,6 @@ def test_a_family_is_imitated() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"imitation": {"method": "dac"}, "replay": {"tasks_per_batch": 3}}, "tasks_per_batch: expected null"),
-        ({"imitation": {"method": "bc"}, "replay": {"tasks_per_batch": 3}}, "tasks_per_batch: expected null"),
         ({"imitation": {"method": "airl"}}, "expected another than 'airl'"),
         ({"task": specs()[0].task_id, "imitation": {"method": "dac", "imagined_share": 0.5}}, "imagined_share"),
         ({"imitation": {"method": "bc", "imagined_share": 0.5}}, "imagined_share"),
