@@ -163,6 +163,8 @@ def method_label(experiment: Experiment) -> str:
     )
     if any(decays):
         parts.append("decay{:g}+{:g}".format(*decays))
+    if experiment.replay.tasks_per_batch is not None:
+        parts.append(f"{experiment.replay.tasks_per_batch}tasks")
     data = imitation.demonstrations
     if data.experts > 1:
         parts.append(f"{data.experts}experts")

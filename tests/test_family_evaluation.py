@@ -234,6 +234,7 @@ def test_the_plane_shows_what_varies() -> None:
         ({"network": {"task_products": True}}, "dac-posterior-products"),
         ({"context": {"linear": True}}, "dac-posterior-linear"),
         ({"context": {"information_coefficient": 0.1}}, "dac-posterior-information0.1"),
+        ({"replay": {"tasks_per_batch": 5}}, "dac-posterior-5tasks"),
         ({"imitation": {"method": "dac", "demonstrations": {"experts": 3}}}, "dac-posterior-3experts"),
         ({"imitation": {"method": "dac", "imagined_share": 0.5}}, "dac-posterior-imagined0.5"),
         ({"network": {"task_products": True}, "reads": TOLD, "imitation": {"method": "none"}}, "sac-told-products"),
