@@ -128,6 +128,11 @@ class Experiment(Settings):
             raise ValueError(
                 f"replay.sampling: expected 'transitions' with the family {self.task}, found {self.replay.sampling!r}"
             )
+        if self.context.information_coefficient and self.replay.tasks_per_batch == 1:
+            raise ValueError(
+                "replay.tasks_per_batch: expected 2 or more with context.information_coefficient, which tells a "
+                "batch's tasks apart; found 1"
+            )
         if self.is_family and self.imitation.method == "airl":
             raise ValueError(
                 f"imitation.method: expected another than 'airl' with the family {self.task}: its reward would be "

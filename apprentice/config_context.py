@@ -79,7 +79,7 @@ class ContextSettings(Settings):
     """Demonstrations that `latent` is inferred anew from for the policy's batch: those its actor was shown, or
     others of the task."""
     refresh_period: int = Field(8, ge=1, le=1000)
-    """Updates between two times that all demonstrations are encoded anew for that."""
+    """Updates between two times that all demonstrations are encoded anew for that, until the encoder rests."""
 
     @model_validator(mode="after")
     def _sizes_in_order(self) -> ContextSettings:

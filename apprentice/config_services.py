@@ -27,7 +27,9 @@ class ReplaySettings(Settings):
     sampled_length: int = Field(8, ge=1, le=1024)
     """Steps of a contiguous piece, where sampling is not by transitions."""
     tasks_per_batch: int | None = Field(None, ge=1)
-    """Tasks of a family that a batch is drawn from, without replacement, as many rows of each; null means all."""
+    """Tasks of a family that a batch is drawn from, without replacement, as many rows of each; null means all (and
+    for `bc` that is told its task rows of any). Each of SAC's batches and of the discriminator's draws its own tasks;
+    the expert's rows in a batch are of the same tasks as the policy's. A batch needs a row of each that is imitated."""
     context_size: int = Field(0, ge=0, le=64)
     """Ids of demonstrations that a segment carries: `context.most` where anything reads `latent`, else 0."""
     checkpoint_period_seconds: float = Field(300.0, gt=0)

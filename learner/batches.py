@@ -7,7 +7,7 @@ import torch
 from apprentice.types import Transition
 
 
-def joined(first: Transition, second: Transition) -> Transition:
+def _joined(first: Transition, second: Transition) -> Transition:
     """Return the rows of both, with what the first one's observations have."""
 
     def both(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -23,7 +23,7 @@ def joined(first: Transition, second: Transition) -> Transition:
     )
 
 
-def placed(batch: Transition, other: Transition, places: torch.Tensor) -> Transition:
+def with_rows_at(batch: Transition, other: Transition, places: torch.Tensor) -> Transition:
     """Return a copy of the batch with rows `places` [M] replaced by another's [M]; `context` is left out."""
 
     def put(one: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -39,14 +39,14 @@ def placed(batch: Transition, other: Transition, places: torch.Tensor) -> Transi
     )
 
 
-def replaced(batch: Transition, expert: Transition) -> Transition:
+def with_expert_last(batch: Transition, expert: Transition) -> Transition:
     """Return the batch with some of its rows, from all over it, replaced by the expert's, which come last.
 
     Rows of a family come task by task: the last ones would be those of the last tasks.
     """
     size, num_kept = len(batch.discount), len(batch.discount) - len(expert.discount)
     kept = torch.arange(num_kept, device=batch.discount.device) * size // max(1, num_kept)
-    return joined(chosen_rows(batch, kept), expert)
+    return _joined(chosen_rows(batch, kept), expert)
 
 
 def chosen_rows(batch: Transition, chosen: torch.Tensor | slice) -> Transition:

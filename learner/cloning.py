@@ -212,7 +212,10 @@ class Cloning:
         self._generator.manual_seed(seed)
 
     def _draw(self) -> tuple[Transition, torch.Tensor, ContextBatch | None]:
-        """Draw rows, task by task where there are many, their noise, and what the encoder is shown of each task."""
+        """Draw rows, their noise, and what the encoder is shown of each task.
+
+        They come task by task where the task is inferred or some tasks are drawn, else from all rows alike.
+        """
         rows, size = self._rows, self._sac.batch_size
         drawn = None
         if self._bounds is not None and (self._conditioning is not None or self._tasks_per_batch):

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from replay.tasks import draw_tasks
+from apprentice.types import Transition
+from replay.tasks import Experience, TaskRings
 
 
 class BatchTasks(NamedTuple):
     """The tasks of a batch, whose rows come task by task."""
 
-    numbers: Sequence[int]  # K of a family's tasks, each once
-    tasks: torch.Tensor  # [K] int64, the same
+    tasks: torch.Tensor  # [K] int64, each once
     place: torch.Tensor  # [B] int64: which of the K each row is of
+    are_all: bool  # of the family's, in their order
 
     @property
     def of_rows(self) -> torch.Tensor:
         """The task of each row [B]."""
         return self.tasks[self.place]
+
+    def of_fewer(self, size: int, generator: torch.Generator) -> BatchTasks:
+        """Return the tasks of `size` rows that join the batch: the same, or some where there are more than rows."""
+        num, device = len(self.tasks), self.tasks.device
+        if num <= size:
+            return BatchTasks(self.tasks, places_of_rows(size, num, device), self.are_all)
+        chosen = torch.randperm(num, generator=generator, device=device)[:size]
+        return BatchTasks(self.tasks[chosen], torch.arange(size, device=device), are_all=False)
 
 
 def draw_batch_tasks(
@@ -30,18 +38,34 @@ def draw_batch_tasks(
     generator: torch.Generator,
     device: torch.device,
 ) -> BatchTasks:
-    """Draw `num_drawn` of a family's tasks for a batch of `size` rows, at most one a row; None takes all.
+    """Draw `num_drawn` of a family's tasks without replacement for a batch of `size` rows, at most one a row.
 
-    All come in their order, and then nothing random is drawn.
+    None takes all. Where that is all, they come in their order and nothing random is drawn.
     """
-    numbers = draw_tasks(num_tasks, min(num_drawn or num_tasks, size), generator)
-    if len(numbers) == num_tasks:
-        tasks = torch.arange(
-            num_tasks, device=device
-        )  # made where it is needed: nothing is copied there
+    num = min(num_drawn or num_tasks, num_tasks, size)
+    if num == num_tasks:
+        tasks = torch.arange(num_tasks, device=device)
     else:
-        tasks = torch.tensor(numbers, device=device)
-    return BatchTasks(numbers, tasks, places_of_rows(size, len(numbers), device))
+        tasks = torch.randperm(num_tasks, generator=generator, device=device)[:num]
+    return BatchTasks(tasks, places_of_rows(size, num, device), num == num_tasks)
+
+
+def sample_tasks(
+    experience: Experience,
+    size: int,
+    tasks: BatchTasks | None,
+    generator: torch.Generator,
+    newest: int | None = None,
+) -> Transition:
+    """Draw transitions of these tasks, or of the only one where it is None.
+
+    A GPU is waited for where they are not all: rings are chosen here.
+    """
+    if tasks is None:
+        return experience.sample(size, generator, newest)
+    assert isinstance(experience, TaskRings)
+    numbers = None if tasks.are_all else tasks.tasks.tolist()
+    return experience.sample(size, generator, newest, numbers)
 
 
 def places_of_rows(size: int, num_tasks: int, device: torch.device) -> torch.Tensor:

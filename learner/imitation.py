@@ -15,7 +15,7 @@ from apprentice.config_base import TELLING
 from apprentice.networks.encoder import ABSORBING
 from apprentice.types import EnvironmentSpec, Metrics, Transition
 from learner.absorbing import absorbing_share, share_beside, with_absorbing_states
-from learner.batches import chosen_rows, placed, replaced
+from learner.batches import chosen_rows, with_expert_last, with_rows_at
 from learner.conditioning import Conditioning, told_latent
 from learner.context_update import CONTEXT_METRICS, ContextBatch
 from learner.demonstrated import Demonstrated, ExpertRows
@@ -28,11 +28,11 @@ from learner.diagnostics import (
 )
 from learner.discriminator_update import METRICS
 from learner.expert_advantage import ExpertAdvantage
-from learner.family_batches import BatchTasks, draw_batch_tasks, rows_of_tasks
+from learner.family_batches import BatchTasks, draw_batch_tasks, rows_of_tasks, sample_tasks
 from learner.judging import Judge
 from learner.recovered import RecoveredReward
 from learner.sac import SAC, Tensors
-from replay.tasks import Experience, TaskRings
+from replay.tasks import Experience
 
 DIAGNOSED_ROWS, DIAGNOSED_PICTURES = 1024, 128
 """Rows that diagnostics look at; fewer where they have pixels, of which as many take longer than an update."""
@@ -96,7 +96,7 @@ class Imitation:
         Both are of the same tasks. All rows of a task are told the same `latent`, inferred from demonstrations
         drawn now.
         """
-        tasks = self._draw_tasks(size, self._tasks_per_batch)
+        tasks = self._draw_tasks(size, self._tasks_per_batch, self._generator)
         expert = self._expert_batch(size, tasks)
         policy = self._made_absorbing(self._policy_batch(experience, size, tasks))
         shown = None
@@ -113,21 +113,29 @@ class Imitation:
             policy = self._mismatched(policy, expert, tasks)
         return expert, policy, shown
 
-    def _draw_tasks(self, size: int, num_drawn: int | None) -> BatchTasks | None:
+    def _draw_tasks(
+        self, size: int, num_drawn: int | None, generator: torch.Generator
+    ) -> BatchTasks | None:
         """Draw the tasks of a batch, `num_drawn` or all; None where there is but one."""
         bounds = self._demonstrated.task_bounds
         if bounds is None:
             return None
-        return draw_batch_tasks(size, len(bounds) - 1, num_drawn, self._generator, self._device)
+        return draw_batch_tasks(size, len(bounds) - 1, num_drawn, generator, self._device)
 
-    def relabel(self, batch: Transition) -> tuple[Transition, torch.Tensor]:
-        """Return the batch that SAC learns on, and its reward [B] by the newest discriminator."""
+    def relabel(
+        self, batch: Transition, tasks: BatchTasks | None = None
+    ) -> tuple[Transition, torch.Tensor]:
+        """Return the batch that SAC learns on, and its reward [B] by the newest discriminator.
+
+        Rows of the expert that join a family's batch are of its `tasks`; None says that it has rows of all.
+        """
         batch = self._made_absorbing(self._imagined(batch))
         num_expert = round(self._settings.demonstration_share * len(batch.discount))
         if num_expert:
-            tasks = self._draw_tasks(num_expert, self._tasks_per_batch)
-            expert = self._told(self._expert_batch(num_expert, tasks), tasks, self._generator)
-            batch = replaced(batch, expert)
+            tasks = tasks or self._draw_tasks(len(batch.discount), None, self._generator)
+            own = None if tasks is None else tasks.of_fewer(num_expert, self._generator)
+            expert = self._told(self._expert_batch(num_expert, own), own, self._generator)
+            batch = with_expert_last(batch, expert)
         return batch, self._reward(batch, num_expert)
 
     def prepare(self, experience: Experience) -> None:
@@ -140,10 +148,12 @@ class Imitation:
         self._judge.prepare(expert, policy, self._generator, shown)
         self._generator.set_state(generator)
 
-    def example(self, batch: Transition) -> tuple[Transition, torch.Tensor]:
+    def example(
+        self, batch: Transition, tasks: BatchTasks | None = None
+    ) -> tuple[Transition, torch.Tensor]:
         """Return what `relabel` would, whose reward is compiled by that; no state and no random stream moves."""
         generator, mean_square = self._generator.get_state(), self._mean_square.clone()
-        result = self.relabel(batch)
+        result = self.relabel(batch, tasks)
         self._generator.set_state(generator)
         self._mean_square.copy_(mean_square)
         return result
@@ -163,8 +173,9 @@ class Imitation:
         self._num_summed = 0
         if experience.num_transitions == 0:
             return result
-        num, tasks = self._num_diagnosed, self._draw_tasks(self._num_diagnosed, None)
-        drawn = _sample(experience, num, tasks, generator)
+        num = self._num_diagnosed
+        tasks = self._draw_tasks(num, None, generator)
+        drawn = sample_tasks(experience, num, tasks, generator)
         policy = self._made_absorbing(drawn, generator=generator)
         if self._conditioning is not None:
             policy = self._conditioning.conditioned(policy, generator)
@@ -247,13 +258,13 @@ class Imitation:
         """Draw what the discriminator is to call the policy's: some of it recent, where a window is set."""
         settings = self._settings.discriminator
         if settings.replay_window is None:
-            return _sample(experience, size, tasks, self._generator)
-        recent = _sample(experience, size, tasks, self._generator, settings.replay_window)
+            return sample_tasks(experience, size, tasks, self._generator)
+        recent = sample_tasks(experience, size, tasks, self._generator, settings.replay_window)
         if settings.replay_window_share == 1.0:
             return recent
         places = self._places_of_recent(size, settings.replay_window_share)
-        any_age = _sample(experience, size, tasks, self._generator)
-        return placed(any_age, chosen_rows(recent, places), places)
+        any_age = sample_tasks(experience, size, tasks, self._generator)
+        return with_rows_at(any_age, chosen_rows(recent, places), places)
 
     def _places_of_recent(self, size: int, share: float) -> torch.Tensor:
         """Return which rows of a batch are recent ones: spread over it, since rows may come task by task."""
@@ -299,7 +310,7 @@ class Imitation:
             observation={**others.observation, **told},
             next_observation={**others.next_observation, **told},
         )
-        return placed(policy, chosen_rows(relabelled, differs), places[differs])
+        return with_rows_at(policy, chosen_rows(relabelled, differs), places[differs])
 
     def _told(
         self, expert: Transition, tasks: BatchTasks | None, generator: torch.Generator
@@ -363,17 +374,3 @@ class Imitation:
         reward = self._judge.recovered_reward
         value = log_integral_of_exp_reward(reward, self._sac, few, generator)
         return mean_or_nothing("log_integral_exp_reward", value)
-
-
-def _sample(
-    experience: Experience,
-    size: int,
-    tasks: BatchTasks | None,
-    generator: torch.Generator,
-    newest: int | None = None,
-) -> Transition:
-    """Draw transitions: of these tasks, or of the only one where it is None."""
-    if tasks is None:
-        return experience.sample(size, generator, newest)
-    assert isinstance(experience, TaskRings)
-    return experience.sample_of(tasks.numbers, size, generator, newest)

@@ -17,9 +17,11 @@ from apprentice.demonstrations.choosing import require_rows
 from apprentice.profiling import Profile
 from apprentice.types import EnvironmentSpec, Metrics, Segment, SegmentId, Transition
 from apprentice.warm_start import WarmStart
+from learner.batches import chosen_rows
 from learner.cloning import Cloning
 from learner.conditioning import Conditioning
 from learner.demonstrated import Demonstrated
+from learner.family_batches import BatchTasks, draw_batch_tasks, sample_tasks
 from learner.imitation import Imitation
 from learner.pretraining import pretrain
 from learner.sac import SAC, Tensors
@@ -67,7 +69,7 @@ class Learning:
         ]
         self.experience: Experience = self.rings[0]
         if experiment.is_family:
-            self.experience = TaskRings(self.rings, replay.tasks_per_batch)
+            self.experience = TaskRings(self.rings)
         self.counters = Counters()
         self.last_batch: Transition | None = None
         self.num_unknown_contexts = 0
@@ -195,19 +197,20 @@ class Learning:
         return max(0, allowed - self.counters.credit_updates)
 
     def update(self) -> None:
-        """Draw a batch from the task's ring and make one update: discriminator, relabel, SAC."""
+        """Draw a batch from the tasks' rings and make one update: discriminator, relabel, SAC."""
         self.sac.scale_rate(self._schedule())
         if self.cloning is not None:
             self._clone()
             return
-        batch = self._sample()
+        tasks = self._draw_tasks()
+        batch = self._sample(tasks)
         self.profile.lap("batch sampling")
         reward = batch.environment_reward
         if self.imitation is not None:
             self.imitation.learn(self.experience, self.counters.updates)
             if self.conditioning is not None:
                 batch = self.conditioning.conditioned(batch, self._generator)
-            batch, reward = self.imitation.relabel(batch)
+            batch, reward = self.imitation.relabel(batch, tasks)
             self.profile.lap("discriminator")
         self.last_batch = batch
         self.sac.update(batch, reward)
@@ -237,13 +240,14 @@ class Learning:
             self.cloning.prepare()
             return
         generator = self._generator.get_state()
-        batch = self._sample()
+        tasks = self._draw_tasks()
+        batch = self._sample(tasks)
         reward = batch.environment_reward
         if self.imitation is not None:
             self.imitation.prepare(self.experience)
             if self.conditioning is not None:
                 batch = self.conditioning.conditioned(batch, self._generator)
-            batch, reward = self.imitation.example(batch)
+            batch, reward = self.imitation.example(batch, tasks)
         self.sac.prepare(batch, reward)
         self._generator.set_state(generator)
 
@@ -261,19 +265,28 @@ class Learning:
         if self.cloning is not None:
             self.cloning.reseed(self.experiment.seed + 1000 * times + 3)
 
-    def _sample(self) -> Transition:
+    def _draw_tasks(self) -> BatchTasks | None:
+        """Draw the tasks that SAC's batch has rows of; None where there is but one."""
+        if not self.experiment.is_family:
+            return None
+        size, num_drawn = self.experiment.sac.batch_size, self.experiment.replay.tasks_per_batch
+        return draw_batch_tasks(size, len(self.rings), num_drawn, self._generator, self.device)
+
+    def _sample(self, tasks: BatchTasks | None) -> Transition:
         settings, ring = self.experiment.replay, self.rings[0]
         size = self.experiment.sac.batch_size
         if settings.sampling == "transitions":
-            return self.experience.sample(size, self._generator)
+            return sample_tasks(self.experience, size, tasks, self._generator)
         length = settings.sampled_length
         if settings.sampling == "segments":
             num_pieces = math.ceil(size / length)
-            return _take(ring.sample_segments(num_pieces, length, self._generator), slice(0, size))
+            return chosen_rows(
+                ring.sample_segments(num_pieces, length, self._generator), slice(0, size)
+            )
         pieces = ring.sample_segments(math.ceil(2 * size / length), length, self._generator)
         num_rows = len(pieces.discount)
         chosen = torch.randperm(num_rows, generator=self._generator, device=self.device)[:size]
-        return _take(pieces, chosen)
+        return chosen_rows(pieces, chosen)
 
     def metrics(self) -> Metrics:
         """Return SAC's metrics and the replay's: steps, updates, ratio, and what rings hold and refused."""
@@ -396,17 +409,6 @@ def _split(
                 theirs[group] = found
         own[group] = left
     return own, others
-
-
-def _take(batch: Transition, rows: torch.Tensor | slice) -> Transition:
-    return Transition(
-        {key: value[rows] for key, value in batch.observation.items()},
-        batch.action[rows],
-        batch.pre_tanh_action[rows],
-        batch.environment_reward[rows],
-        batch.discount[rows],
-        {key: value[rows] for key, value in batch.next_observation.items()},
-    )
 
 
 def _row(segment: Segment) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from apprentice.types import Ending, EnvironmentSpec, Segment, Transition
 from learner.conditioning import Conditioning, told_latent
 from learner.context_update import information_bound, rows_summed
 from learner.demonstrated import Demonstrated
-from learner.family_batches import BatchTasks, draw_batch_tasks, places_of_rows
+from learner.family_batches import BatchTasks, draw_batch_tasks
 from learner.imitation import Imitation
 from learner.learning import Learning
 from learner.resuming import CannotResume, checkpoint_state, resume
@@ -170,7 +170,7 @@ def test_demonstrations_of_the_right_task_are_drawn_and_no_number_twice() -> Non
 def test_a_row_is_told_what_the_demonstration_its_actor_was_shown_says() -> None:
     one = filled({"encoder": "context_window", "window": 2})
     conditioning, _ = parts(one)
-    batch = one._sample()
+    batch = one._sample(one._draw_tasks())
     numbers = batch.observation["context"][:, 0]
     tasks = batch.observation["state"][:, 0]
     assert ((numbers.long() - FIRST_NUMBER) // SHOWN).tolist() == tasks.long().tolist()
@@ -197,12 +197,24 @@ def test_a_segment_that_was_shown_nothing_of_its_task_is_left_out(numbers: list[
 def test_fresh_draws_are_of_the_rows_own_task() -> None:
     one = filled({"encoder": "context_window", "relabel": "fresh"})
     conditioning, _ = parts(one)
-    told = conditioning.conditioned(one._sample(), torch.Generator().manual_seed(1))
+    told = conditioning.conditioned(
+        one._sample(one._draw_tasks()), torch.Generator().manual_seed(1)
+    )
     said = conditioning.latent(torch.arange(SHOWN * TASKS)[:, None], None)
     distances = torch.cdist(told.observation["latent"], said)
     assert float(distances.amin(1).max()) < 1e-3
     assert (distances.argmin(1) // SHOWN).tolist() == told.observation["state"][:, 0].tolist()
     assert len(distances.argmin(1).unique()) > TASKS
+
+
+def test_a_batch_that_the_discriminator_has_no_row_of_every_task_in_is_refused() -> None:
+    few = {"discriminator": {"batch_size": 15}}
+    with pytest.raises(
+        DemonstrationError, match=r"discriminator.batch_size: .*each of the 16 .*found 15"
+    ):
+        filled(imitation=few)
+    filled(imitation=few, replay={**REPLAY, "tasks_per_batch": 15})
+    filled(imitation={"method": "bc", **few})  # which has no discriminator
 
 
 def test_a_posteriors_rows_are_told_samples_and_a_windows_what_it_says() -> None:
@@ -219,7 +231,7 @@ def test_the_discriminator_trains_the_encoder_and_the_policy_does_not() -> None:
     one = filled()
     conditioning, imitation = parts(one)
     before = encoder_of(one)
-    batch = conditioning.conditioned(one._sample(), torch.Generator())
+    batch = conditioning.conditioned(one._sample(one._draw_tasks()), torch.Generator())
     one.sac.update(batch, batch.environment_reward)
     assert torch.equal(encoder_of(one), before)
     imitation.learn(one.experience, 0)
@@ -440,10 +452,14 @@ def test_rows_of_some_tasks_are_told_what_their_own_demonstrations_say(
             "steps": None,
         },
         imitation={"method": method},
-        replay={**REPLAY, "tasks_per_batch": 5, "context_size": SHOWN},
+        replay={**REPLAY, "tasks_per_batch": 5},
     )
     conditioning = one.conditioning
     assert conditioning is not None
+    with torch.no_grad():  # tasks apart, and little noise
+        conditioning._encoder.mean_layer.weight.mul_(100.0)
+        conditioning._encoder.log_std_layer.bias.sub_(4.0)
+    conditioning.refresh()
     says = conditioning.belief(torch.arange(SHOWN * TASKS).view(TASKS, SHOWN))
     seen: set[int] = set()
     for _ in range(20):
@@ -566,32 +582,28 @@ def test_stop_restore_and_go_on_equals_going_on(
             assert torch.equal(tensor, other.state_tensors()[group][name]), name
 
 
-@pytest.mark.parametrize(("size", "num_tasks"), [(256, 17), (48, 16), (100, 7), (5, 5)])
-def test_rows_are_told_the_task_that_the_rings_drew_them_from(size: int, num_tasks: int) -> None:
-    """TaskRings gives task i the rows from floor(i size / K) on."""
-    drawn = [
-        task
-        for task in range(num_tasks)
-        for _ in range((task + 1) * size // num_tasks - task * size // num_tasks)
-    ]
-    assert places_of_rows(size, num_tasks, CPU).tolist() == drawn
-
-
-def test_a_batch_without_a_row_of_every_task_is_refused() -> None:
-    few = {"discriminator": {"batch_size": 15}}
-    with pytest.raises(
-        DemonstrationError, match="imitation.discriminator.batch_size: .*each of the 16 .*found 15"
-    ):
-        filled(imitation=few)
-    with pytest.raises(DemonstrationError, match=r"each of the 16 tasks drawn .*found 15"):
-        filled(imitation=few, replay={**REPLAY, "tasks_per_batch": 16})
-    filled(imitation=few, replay={**REPLAY, "tasks_per_batch": 15})
-    filled(imitation={"method": "bc", **few})  # which has no discriminator
+def test_the_experts_rows_in_sacs_batch_are_told_what_their_own_tasks_demonstrations_say() -> None:
+    one = filled(
+        {"encoder": "context_window", "most": SHOWN, "fewest": SHOWN},
+        imitation={"demonstration_share": 0.5},
+        replay={**REPLAY, "tasks_per_batch": 3},
+    )
+    conditioning, imitation = parts(one)
+    says = conditioning.belief(torch.arange(SHOWN * TASKS).view(TASKS, SHOWN)).mean
+    for _ in range(10):
+        tasks = one._draw_tasks()
+        batch = conditioning.conditioned(one._sample(tasks), torch.Generator())
+        mixed, _ = imitation.relabel(batch, tasks)
+        expert = mixed.observation["state"][-24:, 0].long()
+        assert len(expert.unique()) == 3
+        torch.testing.assert_close(mixed.observation["latent"][-24:], says[expert])
 
 
 def test_demonstrations_in_sacs_batch_leave_rows_of_every_task() -> None:
     one = filled(imitation={"demonstration_share": 0.5})
-    batch = parts(one)[0].conditioned(one._sample(), torch.Generator().manual_seed(0))
+    batch = parts(one)[0].conditioned(
+        one._sample(one._draw_tasks()), torch.Generator().manual_seed(0)
+    )
     mixed, _ = parts(one)[1].relabel(batch)
     own = mixed.observation["state"][:24, 0]
     assert sorted(set(own.tolist())) == [float(task) for task in range(TASKS)]
@@ -643,7 +655,7 @@ def test_the_reward_is_of_the_form_that_is_set_whatever_the_policy_is_told(form:
 def test_the_environments_reward_is_not_learned_on() -> None:
     """Scrambled rewards leave every tensor the same, bit by bit."""
     one, other = filled(), filled(reward_shift=7.0)
-    assert float(other._sample().environment_reward.mean()) > 5.0
+    assert float(other._sample(other._draw_tasks()).environment_reward.mean()) > 5.0
     other._generator.set_state(one._generator.get_state())
     for _ in range(4):
         one.update()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -122,7 +123,8 @@ def test_no_update_is_owed_before_an_episode_of_every_task_has_come() -> None:
 
 
 def test_a_batch_has_as_many_rows_of_each_task_in_their_order() -> None:
-    batch = filled()._sample()
+    one = filled()
+    batch = one._sample(one._draw_tasks())
     tasks = batch.observation["state"][:, 0]
     assert tasks.tolist() == [float(task) for task in range(TASKS) for _ in range(3)]
     told = torch.from_numpy(np.stack([parameters(int(task)) for task in tasks]))
@@ -135,7 +137,8 @@ def test_fewer_tasks_are_drawn_without_replacement(num: int) -> None:
     one = filled(replay={"tasks_per_batch": num})
     seen: set[float] = set()
     for _ in range(60):
-        tasks, counts = one._sample().observation["state"][:, 0].unique(return_counts=True)
+        batch = one._sample(one._draw_tasks())
+        tasks, counts = batch.observation["state"][:, 0].unique(return_counts=True)
         assert len(tasks) == min(num, TASKS)
         assert int(counts.max()) - int(counts.min()) <= 1
         seen.update(tasks.tolist())
@@ -144,7 +147,7 @@ def test_fewer_tasks_are_drawn_without_replacement(num: int) -> None:
 
 def test_the_newest_are_each_tasks_own() -> None:
     one = filled()
-    rings = TaskRings(one.rings, None)
+    rings = TaskRings(one.rings)
     newest = {
         tuple(row)
         for ring in one.rings
@@ -173,7 +176,7 @@ def imitation(**settings: Any) -> tuple[Learning, Imitation]:
 def test_each_of_the_policys_rows_stands_beside_one_of_the_experts_of_its_task() -> None:
     one, part = imitation(replay_window=160, replay_window_share=0.5)
     for _ in range(5):
-        tasks = part._draw_tasks(48, None)
+        tasks = part._draw_tasks(48, None, part._generator)
         policy = part._policy_batch(one.experience, 48, tasks).observation
         expert = part._expert_batch(48, tasks).observation
         torch.testing.assert_close(policy["state"][:, 0], expert["state"][:, 0])
@@ -182,7 +185,7 @@ def test_each_of_the_policys_rows_stands_beside_one_of_the_experts_of_its_task()
 
 def test_mismatched_rows_are_the_experts_of_another_task() -> None:
     one, part = imitation(mismatched_share=0.5)
-    tasks = part._draw_tasks(48, None)
+    tasks = part._draw_tasks(48, None, part._generator)
     assert tasks is not None
     expert = part._expert_batch(48, tasks)
     policy = part._policy_batch(one.experience, 48, tasks)
@@ -208,27 +211,44 @@ def test_rows_of_some_tasks_stand_beside_each_other_too_and_every_task_comes() -
     part = one.imitation
     assert part is not None
     seen: set[float] = set()
+    num_replaced = 0
     for _ in range(60):
         expert, policy, _ = part._drawn_for_update(one.experience, 10)
         told = expert.observation["task_parameters"]
         torch.testing.assert_close(policy.observation["task_parameters"], told)
         tasks, counts = expert.observation["state"][:, 0].unique(return_counts=True)
         assert sorted(counts.tolist()) == [3, 3, 4]
+        replaced = policy.observation["state"][:, 1:].mean(1) > 1.5  # by the expert's
         own = policy.observation["state"][:, 0] == told[:, 0] * TASKS
-        assert 5 <= int(own.sum()) < 10  # the others are the expert's of other tasks
+        assert torch.equal(own, ~replaced)
+        num_replaced += int(replaced.sum())
         seen.update(tasks.tolist())
     assert len(seen) == TASKS
+    assert num_replaced > 60 * 4  # of five a batch, those of other tasks
 
 
 def test_diagnostics_look_at_all_tasks_where_updates_draw_some() -> None:
     one = filled(imitation={"method": "dac"}, replay={"tasks_per_batch": 1})
     part = one.imitation
     assert part is not None
-    tasks = part._draw_tasks(part._num_diagnosed, None)
-    assert tasks is not None
-    assert list(tasks.numbers) == list(range(TASKS))
-    one.update()
-    assert "discriminator/logit_expert_mean" in one.metrics()
+    assert part._judge is not None
+    looked_at = []
+
+    def judged(
+        rows: Transition, kept: Callable[[Transition], Any] = part._judge.judged
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        looked_at.append(rows.observation["state"][:, 0].unique().tolist())
+        found: tuple[torch.Tensor, torch.Tensor] = kept(rows)
+        return found
+
+    part._judge.judged = judged  # type: ignore[method-assign]
+    part._num_diagnosed = 32
+    before = part._generator.get_state()
+    one.metrics()
+    assert looked_at == [[float(task) for task in range(TASKS)]] * 2
+    part._num_diagnosed = TASKS // 2  # fewer than tasks: some are drawn, with a stream of their own
+    one.metrics()
+    assert torch.equal(part._generator.get_state(), before)
 
 
 def test_cloning_that_is_told_the_task_draws_some_tasks() -> None:
@@ -251,8 +271,29 @@ def test_few_rows_of_the_experts_in_the_policys_batch_come_from_every_task_by_tu
     assert part is not None
     seen: set[float] = set()
     for _ in range(60):
-        batch, _ = part.relabel(one._sample())
+        tasks = one._draw_tasks()
+        batch, _ = part.relabel(one._sample(tasks), tasks)
         seen.update(batch.observation["state"][-5:, 0].tolist())
+    assert len(seen) == TASKS
+
+
+def test_the_experts_rows_in_the_policys_batch_are_of_the_tasks_drawn_for_it() -> None:
+    one = filled(
+        imitation={"method": "dac", "demonstration_share": 0.5}, replay={"tasks_per_batch": 2}
+    )
+    part = one.imitation
+    assert part is not None
+    seen: set[float] = set()
+    for _ in range(60):
+        tasks = one._draw_tasks()
+        batch, _ = part.relabel(one._sample(tasks), tasks)
+        state = batch.observation["state"]
+        expert = state[:, 1:].mean(1) > 1.5
+        assert expert.sum() == 24
+        found, counts = state[expert, 0].unique(return_counts=True)
+        assert counts.tolist() == [12, 12]
+        assert found.tolist() == state[~expert, 0].unique().tolist()
+        seen.update(found.tolist())
     assert len(seen) == TASKS
 
 
@@ -363,6 +404,10 @@ def test_a_family_is_imitated() -> None:
     ("changes", "message"),
     [
         ({"imitation": {"method": "airl"}}, "expected another than 'airl'"),
+        (
+            {"context": {"information_coefficient": 0.1}, "replay": {"tasks_per_batch": 1}},
+            "tasks_per_batch: expected 2 or more with context.information_coefficient",
+        ),
         ({"task": specs()[0].task_id, "imitation": {"method": "dac", "imagined_share": 0.5}}, "imagined_share"),
         ({"imitation": {"method": "bc", "imagined_share": 0.5}}, "imagined_share"),
         ({"imitation": {"method": "gail", "imagined_share": 0.5, "reward": {"override": "zero"}}}, "imagined"),

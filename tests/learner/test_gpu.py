@@ -120,7 +120,19 @@ CASES = {
     "context_window": family(
         LATENT, context={"encoder": "context_window", "hidden_size": 16, "latent_size": 3}
     ),
+    "posterior-some-tasks": family(
+        LATENT,
+        context={"hidden_size": 16, "latent_size": 3, "learned_updates": 4},
+        replay={"tasks_per_batch": 3},
+        imitation={"demonstration_share": 0.25},
+    ),
     "meta-cloning": family(LATENT, "bc", context={"hidden_size": 16, "latent_size": 3}),
+    "meta-cloning-some-tasks": family(
+        LATENT,
+        "bc",
+        context={"hidden_size": 16, "latent_size": 3},
+        replay={"tasks_per_batch": 3},
+    ),
 }
 """What is asked of all that an experiment may choose: every path on which tensors are made or moved."""
 COMPILED = ["sac", "dac", "airl", "posterior", "told-products", "meta-cloning", "sac-pixels"]

@@ -282,6 +282,7 @@ def test_rewards_are_scaled_and_brought_to_magnitude_one(monkeypatch: pytest.Mon
     assert float(found.square().mean()) == pytest.approx(1.0, rel=0.03)
 
 
+@pytest.mark.timeout(300)  # for compiling beside other tests
 @pytest.mark.parametrize(
     ("method", "imitation"),
     [
@@ -561,7 +562,7 @@ def test_a_share_of_the_policys_rows_is_recent() -> None:
     assert one.imitation is not None
     counts = []
     for _ in range(20):
-        batch = one.imitation._policy_batch(one.experience, 64)
+        batch = one.imitation._policy_batch(one.experience, 64, None)
         counts.append(sum(tuple(row) in newest for row in batch.action.tolist()))
     assert min(counts) >= 16
     assert sum(counts) / 20 < 20  # and of the others one in forty
