@@ -24,7 +24,9 @@ LETTER: Final = 7.0
 
 BOUNDS: Final = "dac"
 """Method of the policies that are told nothing and all, which others are set against."""
-TOLD: Final = {("reacher_goal", "arcs"): "-products-decay1+1"}
+TOLD: Final = {
+    ("reacher_goal", division): "-products-decay1+1" for division in ("arcs", "arcs_turned")
+}
 """What the told one's label goes on with, where a division has settings of its own (`reacher_goal-gail-arcs`)."""
 
 
