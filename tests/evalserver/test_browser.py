@@ -293,6 +293,8 @@ def test_the_last_click_wins_and_a_server_that_is_gone_is_told(
 ) -> None:
     server = serve()
     browser.get(f"http://127.0.0.1:{server.port}/")
+    # `get` can come back before the page's script is there, without which the form leaves the page.
+    wait_for(lambda: browser.execute_script("return document.readyState === 'complete'"))
     browser.execute_script("""
         const form = document.getElementById("player");
         for (const seed of ["11", "12", "13"]) {
