@@ -44,7 +44,7 @@ FLAGS = (
     "--disable-sync",
     "--window-size=1280,1700",
 )
-SECONDS = 30.0
+SECONDS = 60.0
 ACTOR = {
     "slot": 0,
     "host": "a-host-whose-name-is-as-long-as-those-of-some-clusters-are",
@@ -59,6 +59,7 @@ INSIDE = ("about", "blob", "chrome", "data")
 
 pytestmark = [
     needs_graphics,
+    pytest.mark.timeout(300),  # of waits of SECONDS each
     pytest.mark.skipif(
         BROWSER is None or DRIVER is None,
         reason="no Chromium here; to have it: apt-get install -y chromium chromium-driver",
