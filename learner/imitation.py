@@ -127,12 +127,11 @@ class Imitation:
     ) -> tuple[Transition, torch.Tensor]:
         """Return the batch that SAC learns on, and its reward [B] by the newest discriminator.
 
-        Rows of the expert that join a family's batch are of its `tasks`; None says that it has rows of all.
+        Rows of the expert that join a family's batch are of its `tasks`.
         """
         batch = self._made_absorbing(self._imagined(batch))
         num_expert = round(self._settings.demonstration_share * len(batch.discount))
         if num_expert:
-            tasks = tasks or self._draw_tasks(len(batch.discount), None, self._generator)
             own = None if tasks is None else tasks.of_fewer(num_expert, self._generator)
             expert = self._told(self._expert_batch(num_expert, own), own, self._generator)
             batch = with_expert_last(batch, expert)

@@ -601,10 +601,9 @@ def test_the_experts_rows_in_sacs_batch_are_told_what_their_own_tasks_demonstrat
 
 def test_demonstrations_in_sacs_batch_leave_rows_of_every_task() -> None:
     one = filled(imitation={"demonstration_share": 0.5})
-    batch = parts(one)[0].conditioned(
-        one._sample(one._draw_tasks()), torch.Generator().manual_seed(0)
-    )
-    mixed, _ = parts(one)[1].relabel(batch)
+    tasks = one._draw_tasks()
+    batch = parts(one)[0].conditioned(one._sample(tasks), torch.Generator().manual_seed(0))
+    mixed, _ = parts(one)[1].relabel(batch, tasks)
     own = mixed.observation["state"][:24, 0]
     assert sorted(set(own.tolist())) == [float(task) for task in range(TASKS)]
 

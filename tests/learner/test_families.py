@@ -265,15 +265,19 @@ def test_cloning_that_is_told_the_task_draws_some_tasks() -> None:
     one.update()
 
 
+def relabelled(one: Learning) -> torch.Tensor:
+    """Return the states of one of SAC's batches, in which the expert's come last."""
+    assert one.imitation is not None
+    tasks = one._draw_tasks()
+    batch, _ = one.imitation.relabel(one._sample(tasks), tasks)
+    return batch.observation["state"]
+
+
 def test_few_rows_of_the_experts_in_the_policys_batch_come_from_every_task_by_turns() -> None:
     one = filled(imitation={"method": "dac", "demonstration_share": 0.1})
-    part = one.imitation
-    assert part is not None
     seen: set[float] = set()
     for _ in range(60):
-        tasks = one._draw_tasks()
-        batch, _ = part.relabel(one._sample(tasks), tasks)
-        seen.update(batch.observation["state"][-5:, 0].tolist())
+        seen.update(relabelled(one)[-5:, 0].tolist())
     assert len(seen) == TASKS
 
 
@@ -281,13 +285,9 @@ def test_the_experts_rows_in_the_policys_batch_are_of_the_tasks_drawn_for_it() -
     one = filled(
         imitation={"method": "dac", "demonstration_share": 0.5}, replay={"tasks_per_batch": 2}
     )
-    part = one.imitation
-    assert part is not None
     seen: set[float] = set()
     for _ in range(60):
-        tasks = one._draw_tasks()
-        batch, _ = part.relabel(one._sample(tasks), tasks)
-        state = batch.observation["state"]
+        state = relabelled(one)
         expert = state[:, 1:].mean(1) > 1.5
         assert expert.sum() == 24
         found, counts = state[expert, 0].unique(return_counts=True)
